@@ -1,0 +1,1 @@
+"""From a checkpoint to a verified, versioned bundle: item embeddings, FAISS index, publication."""

@@ -1,0 +1,175 @@
+"""A bundle as files: which there are, the manifest that seals them, and the check before anything is parsed.
+
+The folder's name ends in the first 8 hex digits of the manifest's SHA-256; the manifest holds the size
+and SHA-256 of every other file. So the name vouches for the manifest and the manifest for the rest: a
+flipped bit, a cut, missing or extra file is refused, and named, before a parser sees a byte of it.
+
+Only the standard library here: publishing needs neither torch nor FAISS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from datetime import UTC, datetime
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+ITEM_IDS = "item_ids.json"
+ITEM_EMBEDDINGS = "item_embeddings.safetensors"
+INDEX = "index.faiss"
+POPULAR = "popular.json"
+CANARY = "canary.json"
+FILES = (WEIGHTS, ITEM_IDS, ITEM_EMBEDDINGS, INDEX, POPULAR, CANARY)
+"""What a bundle of this format version holds beside its manifest: these, all of them, nothing else."""
+
+BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}", re.ASCII)
+_MAX_MANIFEST_BYTES = 1 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+class BundleError(ValueError):
+    """A bundle that must not be used; the message names the bundle or file and what is wrong with it."""
+
+
+def seal(folder: Path, manifest: dict[str, Any]) -> str:
+    """Write the manifest of the files in `folder`, flush all of it to disk and return the bundle's id.
+
+    manifest: everything but `format_version`, `created` and `files`. The id is unique as long as the
+    manifest is: put something unique into it.
+    """
+    created = datetime.now(UTC)
+    sealed = {
+        "format_version": FORMAT_VERSION,
+        "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        **manifest,
+        "files": {name: _describe(folder / name) for name in FILES},
+    }
+    data = json.dumps(sealed, indent=1, allow_nan=False).encode()
+    if len(data) > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"the manifest takes {len(data)} bytes, the limit is {_MAX_MANIFEST_BYTES}")
+    (folder / MANIFEST).write_bytes(data)
+    for name in (*FILES, MANIFEST):
+        fsync(folder / name)
+    fsync(folder)
+    return f"{created:%Y%m%dT%H%M%SZ}-{hashlib.sha256(data).hexdigest()[:8]}"
+
+
+def check_bundle(folder: Path) -> dict[str, Any]:
+    """Verify every byte of the bundle in `folder` without parsing it; returns the manifest."""
+    manifest = read_manifest(folder)
+    for name in FILES:
+        with _open(folder, name) as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            _compare(folder, name, manifest, size_bytes=handle.tell(), digest=digest)
+    return manifest
+
+
+def read_bundle(folder: Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest and the verified content of every file: parse these bytes, not the files again.
+
+    verify=False skips the checksums (for bytes that were checked a moment ago), not names and sizes.
+    """
+    manifest = read_manifest(folder)
+    contents = {}
+    for name in FILES:
+        expected = manifest["files"][name]
+        with _open(folder, name) as handle:
+            data = handle.read(expected["size_bytes"] + 1)
+        digest = hashlib.sha256(data).hexdigest() if verify else expected["sha256"]
+        _compare(folder, name, manifest, size_bytes=len(data), digest=digest)
+        contents[name] = data
+    return manifest, contents
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, checked against the folder's name; the folder must hold its files and nothing else."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at {folder}: there is no such folder")
+    present = sorted(os.listdir(folder))
+    for name in (MANIFEST, *FILES):
+        if name not in present:
+            raise BundleError(f"bundle {folder.name}: {name} is missing; publish or build another bundle")
+    for name in present:
+        if name != MANIFEST and name not in FILES:
+            raise BundleError(f"bundle {folder.name}: {name!r} does not belong to a bundle")
+    with _open(folder, MANIFEST) as handle:
+        return parse_manifest(folder.name, handle.read(_MAX_MANIFEST_BYTES + 1))
+
+
+def parse_manifest(bundle_id: str, data: bytes) -> dict[str, Any]:
+    """Check a manifest's bytes against the bundle's id, then parse them."""
+    if not BUNDLE_ID.fullmatch(bundle_id):
+        raise BundleError(
+            f"{bundle_id!r} is not a bundle's name (<utc>-<sha8>): a bundle keeps the name it was built with"
+        )
+    if hashlib.sha256(data).hexdigest()[:8] != bundle_id[-8:]:
+        raise BundleError(
+            f"bundle {bundle_id}: {MANIFEST} is damaged, its SHA-256 is not the one in the bundle's name"
+        )
+    try:
+        manifest = json.loads(data)
+        version, files = manifest["format_version"], manifest["files"]
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"bundle {bundle_id} has format_version {version!r}, this program reads {FORMAT_VERSION}: "
+                "build it again, or run the program that built it"
+            )
+        for name in files:
+            if name not in FILES:
+                raise BundleError(f"bundle {bundle_id}: {MANIFEST} lists {name!r}, which no bundle holds")
+        for name in FILES:
+            size, digest = files[name]["size_bytes"], files[name]["sha256"]
+            if type(size) is not int or size < 0 or not _SHA256.fullmatch(digest):
+                raise BundleError(f"bundle {bundle_id}: {MANIFEST} has no valid checksum of {name}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, BundleError):
+            raise
+        raise BundleError(f"bundle {bundle_id}: {MANIFEST} is not a manifest ({error!r})") from error
+    return manifest
+
+
+def _compare(folder: Path, name: str, manifest: dict[str, Any], *, size_bytes: int, digest: str) -> None:
+    expected = manifest["files"][name]
+    if size_bytes != expected["size_bytes"]:
+        raise BundleError(
+            f"bundle {folder.name}: {name} is damaged, its size is not the {expected['size_bytes']} bytes "
+            "of the manifest"
+        )
+    if digest != expected["sha256"]:
+        raise BundleError(f"bundle {folder.name}: {name} is damaged, its SHA-256 is not the manifest's")
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        return {"size_bytes": handle.tell(), "sha256": digest}
+
+
+def _open(folder: Path, name: str) -> BufferedReader:
+    """A plain file of the bundle; a link, pipe or device in its place is refused, never waited for."""
+    try:
+        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise BundleError(f"bundle {folder.name}: cannot read {name}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(f"bundle {folder.name}: {name} is not a plain file")
+    return open(descriptor, "rb")
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,237 @@
+"""`t2diff-index`: build, verify, list, publish and roll back bundles.
+
+Results go to standard output, progress and messages to standard error. Exit status 0: done; 2: refused,
+with one line that says why; 1: the machine failed (disk full, no permission).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from index_builder.publish import BundleSummary, Store
+
+# Building and verifying need torch and FAISS, seconds to import: those imports stand inside the commands,
+# so that list, publish and rollback answer at once.
+
+app = typer.Typer(
+    help="Turn checkpoints into verified, versioned bundles, and choose which one is served.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+StoreArgument = Annotated[
+    str, typer.Argument(help="Bundle store: a folder or an fsspec URL.", metavar="STORE")
+]
+
+
+@app.command()
+def build(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder written by t2diff-model train.")],
+    out: Annotated[str, typer.Option("--out", metavar="STORE", help="Bundle store: a folder or fsspec URL.")],
+    index_kind: Annotated[
+        str,
+        typer.Option(
+            help="auto, flat, flat_fp16, ivf_flat, hnsw or ivf_pq_fs. auto: flat up to 200,000 items."
+        ),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda; without a GPU the CPU is used, and said.")
+    ] = "cpu",
+    target_overlap: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Overlap with exact search that an approximate index is tuned to."
+        ),
+    ] = 0.99,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = len(os.sched_getaffinity(0)),
+    publish: Annotated[bool, typer.Option(help="Serve the bundle when it is built and verified.")] = True,
+) -> None:
+    """Build a bundle from a checkpoint, verify it and publish it."""
+    from index_builder.build import STAGES, build_bundle
+
+    _set_threads(threads)
+    store = Store(out)
+    with _progress() as progress:
+        task = progress.add_task("reading the checkpoint", total=len(STAGES) + 1)
+
+        def report(stage: str) -> None:
+            progress.update(task, description=stage, advance=1)
+
+        bundle_id = build_bundle(
+            _read_checkpoint(checkpoint, device),
+            store,
+            index_kind=index_kind,
+            device=device,
+            target_overlap=target_overlap,
+            report=report,
+        )
+        progress.update(task, description="built", advance=1)
+    if publish:
+        store.publish(bundle_id)
+    _print_bundle(store, bundle_id, store.check(bundle_id))
+
+
+@app.command()
+def verify(
+    store: StoreArgument,
+    bundle: Annotated[str, typer.Argument(help="Bundle id; the served one when left out.")] = "",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = len(os.sched_getaffinity(0)),
+) -> None:
+    """Check every byte of a bundle, load it as the service does, and replay its canary."""
+    from index_builder.bundle import load_bundle
+    from index_builder.canary import replay_canary
+    from index_builder.quality import check_embeddings, require
+
+    _set_threads(threads)
+    opened = Store(store)
+    bundle_id = bundle or opened.current()
+    if not bundle_id:
+        raise ValueError(f"nothing is published in store {opened.url}: name the bundle to verify")
+    with _progress() as progress:
+        task = progress.add_task("checking every byte", total=3)
+        manifest = opened.check(bundle_id)
+        progress.update(task, description="loading", advance=1)
+        loaded = load_bundle(opened.bundle_url(bundle_id))
+        progress.update(task, description="replaying the canary", advance=1)
+        require(check_embeddings(loaded.item_embeddings))
+        replay_canary(loaded.model, loaded.index, loaded.item_ids, loaded.canary)
+        progress.update(task, description="verified", advance=1)
+    _print_bundle(opened, bundle_id, manifest)
+    print(
+        f"verified    yes: {len(manifest['files'])} files and {len(loaded.canary)} canary answers are right"
+    )
+
+
+@app.command("list")
+def list_bundles(store: StoreArgument) -> None:
+    """List the bundles of a store, latest built first."""
+    summaries = Store(store).summaries()
+    if not summaries:
+        print("no bundles")
+        return
+    rows = [("bundle", "model", "items", "created", "recall@20", ""), *map(_row, summaries)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def publish(store: StoreArgument, bundle: Annotated[str, typer.Argument(help="Bundle id.")]) -> None:
+    """Verify a bundle and serve it from now on."""
+    Store(store).publish(bundle)
+    print(f"published {bundle}")
+
+
+@app.command()
+def rollback(
+    store: StoreArgument,
+    to: Annotated[str, typer.Option(help="Bundle id to go back to; the previous one when left out.")] = "",
+) -> None:
+    """Serve the bundle published before the current one again; repeat to go further back."""
+    opened = Store(store)
+    left = opened.current()
+    print(f"rolled back from {left} to {opened.rollback(to or None)}")
+
+
+def main() -> None:
+    """The program: errors that a person can act on become one line and an exit status."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        app(prog_name="t2diff-index")
+    except ValueError as error:
+        _fail(error, status=2)
+    except OSError as error:
+        _fail(error, status=1)
+
+
+def _fail(error: Exception, *, status: int) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _read_checkpoint(path: Path, device: str) -> Any:
+    import torch
+
+    from model.checkpoint import load_checkpoint
+
+    if not device.startswith("cuda") or torch.cuda.is_available():
+        return load_checkpoint(path, device)
+    print("warning: torch sees no GPU, the model runs on the CPU", file=sys.stderr)
+    return load_checkpoint(path)
+
+
+def _set_threads(count: int) -> None:
+    import torch
+
+    from index_builder import ann
+
+    torch.set_num_threads(count)
+    ann.set_num_threads(count)
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:<40}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _print_bundle(store: Store, bundle_id: str, manifest: dict[str, Any]) -> None:
+    index, counts = manifest["index"], manifest["counts"]
+    served = "yes" if store.current() == bundle_id else f"no: t2diff-index publish {store.url} {bundle_id}"
+    size = sum(file["size_bytes"] for file in manifest["files"].values())
+    lines = {
+        "bundle": bundle_id,
+        "store": store.url,
+        "model": manifest["model"]["name"],
+        "items": f"{counts['items']:,} of {counts['embedding_dim']} dimensions",
+        "index": f"{index['kind']} by {manifest['metric']}, overlap@100 {index['ann_overlap_at_100']:.4f}",
+        "recall@20": _recall_at_20(manifest),
+        "size": f"{size / 2**20:,.1f} MiB",
+        "served": served,
+    }
+    for name, text in lines.items():
+        print(f"{name:<12}{text}")
+
+
+def _row(summary: BundleSummary) -> tuple[str, ...]:
+    mark = {None: "", 0: "current"}.get(summary.published, f"published {summary.published} before")
+    if summary.damage:
+        return (summary.bundle_id, "-", "-", "-", "-", f"{mark} DAMAGED: {summary.damage}".strip())
+    manifest = summary.manifest
+    return (
+        summary.bundle_id,
+        manifest["model"]["name"],
+        f"{manifest['counts']['items']:,}",
+        manifest["created"],
+        _recall_at_20(manifest),
+        mark,
+    )
+
+
+def _recall_at_20(manifest: dict[str, Any]) -> str:
+    """The validation figure if there is one, else any other split's; a dash without."""
+    metrics = {name: value for name, value in manifest["offline_metrics"].items() if value is not None}
+    names = sorted(name for name in metrics if name.rpartition("/")[2] == "recall_at_20")
+    names.sort(key=lambda name: not name.startswith("validation"))
+    return f"{metrics[names[0]]:.4f}" if names else "-"

@@ -1,0 +1,129 @@
+"""A store of bundles: what is in it, which one is served, and how that changes.
+
+Nothing is served unverified: publishing and rolling back check every byte of the bundle first and move
+the pointer last, so that a kill at any moment leaves the pointer on a complete bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from index_builder.bundle_files import BUNDLE_ID, MANIFEST, BundleError, check_bundle, parse_manifest
+from index_builder.pointer import read_pointer, write_pointer
+from index_builder.storage import StoreError, open_storage
+
+
+@dataclass(frozen=True)
+class BundleSummary:
+    """One line of a store's list.
+
+    published: 0 for the served bundle, 1 for the one served before it, …; None when it is not in the history
+    manifest: empty when the bundle is damaged, and `damage` says how
+    """
+
+    bundle_id: str
+    published: int | None
+    manifest: dict[str, Any]
+    damage: str | None = None
+
+
+class Store:
+    """Bundles under one path or fsspec URL."""
+
+    def __init__(self, url: str | Path) -> None:
+        self._storage = open_storage(url)
+        self.url = self._storage.url
+
+    def bundle_url(self, bundle_id: str) -> str:
+        """What `load_bundle` takes."""
+        return f"{self.url}/{bundle_id}"
+
+    def bundle_ids(self) -> list[str]:
+        """Every bundle in the store, published or not, latest built first."""
+        return sorted(
+            (name for name in self._storage.folder_names() if BUNDLE_ID.fullmatch(name)), reverse=True
+        )
+
+    def summaries(self) -> list[BundleSummary]:
+        """A summary of every bundle, latest built first. Raises StoreError when there is no store."""
+        self._require()
+        history = read_pointer(self._storage)
+        return [self._summarise(bundle_id, history) for bundle_id in self.bundle_ids()]
+
+    def current(self) -> str | None:
+        """The served bundle, or None before the first publication. Raises BundleError: damaged pointer."""
+        history = read_pointer(self._storage)
+        return history[0] if history else None
+
+    def history(self) -> list[str]:
+        """The bundles published, the served one first."""
+        return read_pointer(self._storage)
+
+    def check(self, bundle_id: str) -> dict[str, Any]:
+        """Verify every byte of a bundle; returns its manifest. Raises StoreError or BundleError."""
+        self._require()
+        if bundle_id not in self._storage.folder_names():
+            known = ", ".join(self.bundle_ids()[:5]) or "nothing"
+            raise StoreError(f"no bundle {bundle_id!r} in store {self.url}; it holds {known}")
+        with self._storage.local_copy(bundle_id) as folder:
+            return check_bundle(folder)
+
+    def publish(self, bundle_id: str) -> None:
+        """Verify a bundle, then serve it. Publishing the served one again changes nothing."""
+        self.check(bundle_id)
+        with self._storage.lock():
+            try:
+                history = read_pointer(self._storage)
+            except BundleError:
+                history = []  # damaged: this publication writes it anew
+            if history[:1] != [bundle_id]:
+                write_pointer(self._storage, [bundle_id, *history])
+
+    def rollback(self, to: str | None = None) -> str:
+        """Serve the bundle published before the served one, or `to`, an earlier one; returns its id.
+
+        What is rolled back leaves the history, so that another rollback goes further back; `publish`
+        brings it back. Raises StoreError when there is nothing earlier, BundleError when it is damaged.
+        """
+        self._require()
+        with self._storage.lock():
+            history = read_pointer(self._storage)
+            if len(history) < 2:
+                served = f"{history[0]} is the only bundle" if history else "no bundle was"
+                raise StoreError(f"nothing to roll back to in store {self.url}: {served} published so far")
+            target = to or history[1]
+            if target not in history[1:]:
+                raise StoreError(
+                    f"bundle {target!r} was not published before {history[0]}: publish it instead"
+                )
+            self.check(target)
+            write_pointer(self._storage, history[history.index(target, 1) :])
+        return target
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """An empty local folder to build in, removed with the context (after a kill: by the next one)."""
+        with self._storage.staging() as folder:
+            yield folder
+
+    def add(self, folder: Path) -> None:
+        """Put a sealed bundle from a staging folder, named by its id, into the store."""
+        self._storage.add(folder, folder.name)
+
+    def _summarise(self, bundle_id: str, history: list[str]) -> BundleSummary:
+        published = history.index(bundle_id) if bundle_id in history else None
+        try:
+            data = self._storage.read(f"{bundle_id}/{MANIFEST}")
+            if data is None:
+                raise BundleError(f"{MANIFEST} is missing")
+            return BundleSummary(bundle_id, published, parse_manifest(bundle_id, data))
+        except (BundleError, OSError) as error:
+            return BundleSummary(bundle_id, published, {}, damage=str(error))
+
+    def _require(self) -> None:
+        if not self._storage.exists():
+            raise StoreError(f"no bundle store at {self.url}: build a bundle first, or check the path")

@@ -1,0 +1,1 @@
+"""Open-loop load tests of the service and their reports."""

@@ -1,0 +1,1 @@
+"""The mathematics: data, the T2Diff two-tower model, training and evaluation."""

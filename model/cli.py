@@ -1,0 +1,304 @@
+"""`t2diff-model`: look at a log, train a model on it, evaluate it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from model.checkpoint import load_checkpoint
+from model.data.dataset import EvaluationSet, Split, global_time, leave_one_out
+from model.data.interactions import DataError, Interactions
+from model.data.rules import render_report
+from model.data.synthetic import generate_drift_log
+from model.evaluation import metrics_of_ranks, rank_targets
+from model.log_options import reads_log
+from model.noise_schedule import BETA_SHAPES, NoiseSchedule, exponential_constants
+from model.registry import MODELS, build_model, complete_config
+from model.schedule_figure import plot_schedules
+from model.training import Progress as TrainingProgress
+from model.training import TrainingSettings, train
+
+app = typer.Typer(
+    help="Train and evaluate recall models on interaction logs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+err = Console(stderr=True)
+
+SPLITS = {"leave-one-out": leave_one_out, "global-time": global_time}
+
+SplitName = Annotated[str, typer.Option("--split", help=" or ".join(SPLITS) + ".")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Model setting as name=value; may be given several times.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of the mathematics.")]
+
+
+@app.command("inspect")
+@reads_log
+def inspect_log(
+    log: Interactions,
+) -> None:
+    """Read a log and print its counts before and after each rule."""
+    print(render_report(log.report))
+    print(f"dataset id {log.fingerprint[:16]}")
+
+
+@app.command("synthesize")
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="File to write, .csv or .parquet.")],
+    users: Annotated[int, typer.Option(help="Number of users.")] = 2_000,
+    items: Annotated[int, typer.Option(help="Number of items.")] = 1_000,
+    seed: Annotated[int, typer.Option(help="Same seed, same log.")] = 0,
+) -> None:
+    """Write a made-up log in which users drift through a hidden space of interests."""
+    log = generate_drift_log(num_users=users, num_items=items, seed=seed)
+    log.write_event_log(out)
+    print(f"wrote {len(log.timestamp):,} interactions of {users:,} users with {items:,} items to {out}")
+
+
+@app.command("train")
+@reads_log
+def train_command(
+    log: Interactions,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    model: Annotated[str, typer.Option(help="Model to train: " + ", ".join(MODELS) + ".")] = "t2diff",
+    settings: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    split: SplitName = "leave-one-out",
+    epochs: Annotated[int, typer.Option(help="Most epochs; early stopping may end before.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Windows in a batch.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 2e-3,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
+    targets_per_window: Annotated[
+        int | None,
+        typer.Option(help="Supervised positions at a window's end; left out: all (dense), 1: the paper's."),
+    ] = None,
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better Recall@20.")] = 3,
+    validation_users: Annotated[int, typer.Option(help="Users asked after each epoch.")] = 2_000,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Train a model; its best checkpoint is left in OUT/checkpoint."""
+    config = dataclasses.asdict(complete_config(model, _parse_settings(settings)))
+    err.print(render_report(log.report))
+    training = TrainingSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        targets_per_window=targets_per_window,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        patience=patience,
+        validation_users=validation_users,
+        seed=seed,
+        device=_device(device),
+        num_threads=threads,
+    )
+    with Progress(
+        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]}  recall@20 {task.fields[recall]} (best {task.fields[best]})"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=True, compact=True),
+        console=err,
+    ) as bar:
+        task = bar.add_task("", total=None, epoch=0, epochs=epochs, loss="-", recall="-", best="-")
+
+        def show(progress: TrainingProgress) -> None:
+            bar.update(
+                task,
+                total=progress.num_updates,
+                completed=progress.update,
+                epoch=progress.epoch,
+                loss=f"{progress.loss:.3f}",
+                recall=_figure(progress.recall_at_20),
+                best=_figure(progress.best_recall_at_20),
+            )
+
+        metrics = train(
+            _split(log, split),
+            model_name=model,
+            model_config=config,
+            settings=training,
+            out=out,
+            resume=resume,
+            on_progress=show,
+        )
+    print(f"trained {model}: checkpoint {out / 'checkpoint'}")
+    print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+
+@app.command("evaluate")
+@reads_log
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint folder.")],
+    log: Interactions,
+    split: SplitName = "leave-one-out",
+    part: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    mask_seen: Annotated[
+        bool, typer.Option("--mask-seen", help="Rank only items the user has not seen.")
+    ] = False,
+    max_users: Annotated[
+        int | None, typer.Option(help="Ask an evenly spread part of the users only.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the diffusion noise.")] = 0,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures to this file.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Print Recall@K and MRR@K of a checkpoint, ranking every item for each held-out behaviour."""
+    import torch
+
+    torch.set_num_threads(threads)
+    trained = load_checkpoint(checkpoint, _device(device))
+    if log.item_ids != trained.item_ids:
+        raise DataError(
+            f"data: the items of this log are not those that {checkpoint} was trained on "
+            f"({len(log.item_ids):,} here, {len(trained.item_ids):,} there); give the same log and rules"
+        )
+    questions = _part(_split(log, split), part)
+    with Progress(console=err) as bar:
+        total = min(len(questions), max_users or len(questions))
+        task = bar.add_task(f"ranking {log.num_items:,} items", total=total)
+        ranks = rank_targets(
+            trained.model,
+            questions,
+            device=_device(device),
+            seed=seed,
+            mask_seen=mask_seen,
+            max_queries=max_users,
+            on_batch=lambda done: bar.update(task, completed=done),
+        )
+    metrics = metrics_of_ranks(ranks)
+    table = Table(
+        title=f"{trained.model_name}, {split} {part}, {len(ranks):,} users, {log.num_items:,} items"
+    )
+    for heading in ("K", "Recall@K", "MRR@K"):
+        table.add_column(heading, justify="right")
+    for cutoff in (2, 20, 10, 100):
+        table.add_row(
+            str(cutoff), _figure(metrics[f"recall_at_{cutoff}"]), _figure(metrics[f"mrr_at_{cutoff}"])
+        )
+    Console().print(table)
+    if json_out is not None:
+        json_out.write_text(
+            json.dumps({"users": len(ranks), "part": part, "split": split, **metrics}, indent=1)
+        )
+
+
+@app.command("parameters")
+def parameters(
+    model: Annotated[str, typer.Option(help="Model: " + ", ".join(MODELS) + ".")] = "t2diff",
+    items: Annotated[int, typer.Option(help="Catalogue size M.")] = 3_706,
+    settings: Settings = None,
+) -> None:
+    """Print how many parameters a model has, part by part."""
+    built = build_model(model, _parse_settings(settings), items)
+    table = Table(title=f"{model}, {items:,} items")
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    total = 0
+    for name, part in built.named_children():
+        count = sum(parameter.numel() for parameter in part.parameters())
+        total += 0 if name == "item_table" else count
+        if count:
+            table.add_row(name, f"{count:,}")
+    total += sum(parameter.numel() for parameter in built.parameters(recurse=False))
+    table.add_row("all but item_table", f"{total:,}")
+    Console().print(table)
+
+
+@app.command("schedules")
+def schedules(
+    steps: Annotated[int, typer.Option(help="Diffusion steps T.")] = 50,
+    plot: Annotated[Path | None, typer.Option(help="Also draw them to this PNG file.")] = None,
+) -> None:
+    """Print the β schedules and what they leave of the signal after T steps."""
+    table = Table(title=f"noise schedules, T = {steps}")
+    for heading in ("schedule", "β_1", "β_T", "ᾱ_T", "constants of Eq. 13"):
+        table.add_column(heading)
+    for name in BETA_SHAPES:
+        schedule = NoiseSchedule(name, steps)
+        first, last = float(schedule.betas[0]), float(schedule.betas[-1])
+        constants = ""
+        if name == "exp":
+            a, b = exponential_constants(steps, first, last)
+            constants = f"a = {a:.5f}, b = {b:.4f}"
+        table.add_row(
+            name, f"{first:.4f}", f"{last:.4f}", f"{float(schedule.alphas_cumprod[-1]):.5f}", constants
+        )
+    Console().print(table)
+    if plot is not None:
+        plot_schedules(plot, steps)
+        print(f"drew {plot}")
+
+
+def main() -> None:
+    """Run the command line; wrong input is one line and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except FloatingPointError as error:
+        err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(3)
+    except KeyboardInterrupt:
+        err.print("interrupted; a training run goes on with --resume")
+        sys.exit(130)
+
+
+def _split(log: Interactions, name: str) -> Split:
+    if name not in SPLITS:
+        raise DataError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
+    return SPLITS[name](log)
+
+
+def _part(split: Split, name: str) -> EvaluationSet:
+    if name not in ("validation", "test"):
+        raise DataError(f"part must be validation or test, got {name!r}")
+    return split.validation if name == "validation" else split.test
+
+
+def _parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """["kl_weight=10", "readout=mean"] -> {"kl_weight": 10, "readout": "mean"}"""
+    values: dict[str, Any] = {}
+    for setting in settings or []:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes name=value, got {setting!r}")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: no CUDA device is available here; use --device cpu")
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or auto, got {name!r}")
+    return name
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""Interaction logs: readers, rules, splits and the synthetic generator."""

@@ -1,0 +1,163 @@
+"""From record batches to compact columns: filter, encode the ids, read the times, set bad rows aside."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model.data.bad_rows import BadRows
+from model.data.event_log import Layout, LogBatch
+from model.data.interactions import DataError
+from model.data.rules import Rows
+from model.data.timestamps import UNREADABLE, TimeColumn
+from model.data.vocabulary import UNUSABLE, Vocabulary, id_problem
+
+_DAY_MS = 86_400_000
+_HOPELESS_ROWS = 100_000
+_HOPELESS_SHARE = 0.5
+
+
+class LogEncoder:
+    """Takes in a log batch by batch and keeps 16 bytes a row.
+
+    now: unix seconds   max_bad_share, skip_impossible_times: as in ReadOptions
+    """
+
+    def __init__(self, *, now: int, max_bad_share: float, skip_impossible_times: bool) -> None:
+        self.users = Vocabulary()
+        self.items = Vocabulary()
+        self.bad_rows = BadRows(max_bad_share)
+        self._now = now
+        self._hopeless_share = max(_HOPELESS_SHARE, max_bad_share)
+        self._skip_impossible_times = skip_impossible_times
+        self._num_kept = 0
+        self._user: list[np.ndarray] = []
+        self._item: list[np.ndarray] = []
+        self._time_ms: list[np.ndarray] = []
+
+    def add(self, batch: LogBatch, *, path: Path, layout: Layout, times: TimeColumn | None) -> None:
+        """Take in a batch of the file `path`.   Raises DataError for an impossible time, or a hopeless log"""
+        batch, num_filtered = _selected(batch, layout)
+        user = self.users.encode(batch.columns[layout.user_column])
+        item = self.items.encode(batch.columns[layout.item_column])
+        usable = (user != UNUSABLE) & (item != UNUSABLE)
+        if times is not None:
+            time_ms = times.milliseconds(batch.columns[layout.timestamp_column])
+            usable &= time_ms != UNREADABLE
+            possible = (time_ms >= 0) & (time_ms <= self._now * 1000 + _DAY_MS)
+            if not self._skip_impossible_times and (usable & ~possible).any():
+                row = int(np.argmax(usable & ~possible))
+                problem = self._time_problem(batch, row, layout=layout, times=times)
+                raise DataError(f"{path} {batch.place(row)}: {problem}")
+            usable &= possible
+            self._time_ms.append(time_ms[usable])
+        self._user.append(user[usable])
+        self._item.append(item[usable])
+        self._num_kept += len(usable)
+        self._count(usable, num_filtered, batch, path=path, layout=layout, times=times)
+
+    def rows(self, layout: Layout) -> Rows:
+        """All usable rows, in file order; the encoder is empty of rows afterwards.
+
+        Raises DataError when there are none, or too many bad ones.
+        """
+        self.bad_rows.check()
+        if not any(len(chunk) for chunk in self._user):
+            found = (
+                f"{self.bad_rows.rows:,} rows, none with {layout.condition}"
+                if self.bad_rows.rows
+                else "no rows"
+            )
+            raise DataError(f"the log has {found}: there is nothing to read")
+        time_ms = _joined(self._time_ms) if self._time_ms else None
+        return Rows(_joined(self._user), _joined(self._item), time_ms)
+
+    def note(self, layout: Layout) -> str:
+        """What was read and what was left out, for the report."""
+        kept = f"{self._num_kept:,} rows with {layout.condition}" if layout.keep else ""
+        parts = (f"{self.bad_rows.rows:,} rows", kept, self.bad_rows.note())
+        return "; ".join(part for part in parts if part)
+
+    def _count(
+        self,
+        usable: np.ndarray,
+        num_filtered: int,
+        batch: LogBatch,
+        *,
+        path: Path,
+        layout: Layout,
+        times: TimeColumn | None,
+    ) -> None:
+        bad = np.flatnonzero(~usable)
+
+        def first() -> tuple[str, str]:
+            row = int(bad[0])
+            problem = _id_problem(batch, row, layout)
+            if not problem and times is not None:
+                problem = self._time_problem(batch, row, layout=layout, times=times)
+            return batch.place(row), problem
+
+        self.bad_rows.add(len(bad), path, first)
+        self.bad_rows.add_good(len(usable) - len(bad) + num_filtered)
+        if self.bad_rows.rows >= _HOPELESS_ROWS:
+            self.bad_rows.check(self._hopeless_share)
+
+    def _time_problem(self, batch: LogBatch, row: int, *, layout: Layout, times: TimeColumn) -> str:
+        values = batch.columns[layout.timestamp_column][row : row + 1]
+        time_ms = int(times.milliseconds(values)[0])
+        shown = f"{layout.timestamp_column} {_shown(values[0])}"
+        if time_ms == UNREADABLE:
+            return f"{shown} is no time (unix seconds, milliseconds or an ISO 8601 date)"
+        now = datetime.fromtimestamp(self._now, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        fault = "is negative (before 1970)" if time_ms < 0 else f"lies more than a day after now ({now})"
+        return (
+            f"{shown}, read as {times.unit_name}, {fault}: correct the row, set --time-unit, "
+            "or leave such rows out with --skip-impossible-times"
+        )
+
+
+def _selected(batch: LogBatch, layout: Layout) -> tuple[LogBatch, int]:
+    """The rows that the layout keeps, and how many it does not."""
+    if not layout.keep:
+        return batch, 0
+    kept = np.ones(len(batch.columns[layout.user_column]), dtype=bool)
+    for name, value in layout.keep:
+        kept &= _equals(batch.columns[name], value)
+    rows = np.flatnonzero(kept)
+    columns = {name: column.take(pa.array(rows)) for name, column in batch.columns.items()}
+    return LogBatch(columns, lambda row: batch.place(int(rows[row]))), len(kept) - len(rows)
+
+
+def _equals(column: pa.Array, value: int) -> np.ndarray:
+    """Where a column of numbers, truth values or text holds `value`.   -> (N,) bool"""
+    numeric = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)
+    if any(check(column.type) for check in numeric):
+        same = pc.equal(column.cast(pa.float64()), float(value))
+    else:
+        same = pc.equal(column.cast(pa.binary()), str(value).encode())
+    return same.fill_null(False).to_numpy(zero_copy_only=False)
+
+
+def _id_problem(batch: LogBatch, row: int, layout: Layout) -> str:
+    for column in (layout.user_column, layout.item_column):
+        problem = id_problem(batch.columns[column][row].as_py())
+        if problem:
+            return f"{column} {problem}"
+    return ""
+
+
+def _shown(value: pa.Scalar) -> str:
+    plain = value.as_py()
+    text = plain.decode("utf-8", errors="replace") if isinstance(plain, bytes) else str(plain)
+    return repr(text[:40])
+
+
+def _joined(chunks: list[np.ndarray]) -> np.ndarray:
+    """The chunks in one array; they are let go, so that only one column is ever held twice."""
+    joined = np.concatenate(chunks)
+    chunks.clear()
+    return joined

@@ -1,0 +1,103 @@
+"""The yardstick: full ranking of every item for each held-out behaviour; Recall@K and MRR@K.
+
+Items already seen are not masked (a behaviour may repeat), unless asked. An item whose score equals
+the target's counts as ranked before it, so that a model that scores everything alike gains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from model.batch import Sequence as UserSequence
+from model.batch import collate
+from model.data.dataset import EvaluationSet
+from model.noise import fresh_noise
+from model.two_tower import TwoTower
+
+CUTOFFS = (2, 10, 20, 100)
+"""2 and 20 are the paper's for ML-1M, 10 and 100 its for KuaiRand."""
+
+
+def metric_names(cutoffs: Sequence[int] = CUTOFFS) -> list[str]:
+    """recall_at_2, mrr_at_2, ..."""
+    return [f"{kind}_at_{cutoff}" for cutoff in cutoffs for kind in ("recall", "mrr")]
+
+
+def metrics_of_ranks(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+    """Recall@K (share of targets among the first K) and MRR@K (mean of 1/rank, 0 beyond K).
+
+    ranks: (Q,) the target's place, 1 being first
+    """
+    metrics = {}
+    for cutoff in cutoffs:
+        hit = ranks <= cutoff
+        metrics[f"recall_at_{cutoff}"] = float(hit.mean())
+        metrics[f"mrr_at_{cutoff}"] = float(np.where(hit, 1.0 / ranks, 0.0).mean())
+    return metrics
+
+
+@torch.inference_mode()
+def rank_targets(
+    model: TwoTower,
+    evaluation: EvaluationSet,
+    *,
+    device: str = "cpu",
+    batch_size: int = 256,
+    seed: int = 0,
+    mask_seen: bool = False,
+    max_queries: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """The rank of each target among all M items.
+
+    max_queries: evaluate an evenly spread part only   on_batch: told the number of queries done
+    -> (Q,) int64, 1 being first
+    """
+    was_training = model.training
+    model.eval()
+    items = model.item_embeddings()  # (M, D)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    queries = np.arange(len(evaluation))
+    if max_queries is not None and max_queries < len(queries):
+        queries = np.linspace(0, len(queries) - 1, max_queries).astype(int)
+    ranks = []
+    for first in range(0, len(queries), batch_size):
+        chosen = queries[first : first + batch_size]
+        sequences = [evaluation.sequence(int(query)) for query in chosen]
+        batch = collate(sequences, max_length=model.max_length).to(device)
+        noise = None
+        if model.num_steps:
+            noise = fresh_noise((*batch.item_index.shape, model.noise_dim), items.device, generator)
+        scores = score_items(model.user_embedding(batch, noise), items, model.metric)  # (B, M)
+        target = torch.as_tensor(evaluation.target[chosen], dtype=torch.long, device=device) - 1
+        if mask_seen:
+            _mask_seen(scores, sequences, target)
+        ranks.append(_rank(scores, target).cpu().numpy())
+        if on_batch is not None:
+            on_batch(first + len(chosen))
+    model.train(was_training)
+    return np.concatenate(ranks)
+
+
+def score_items(user: torch.Tensor, items: torch.Tensor, metric: str) -> torch.Tensor:
+    """Scores of all items, larger being better.   user: (B, D)   items: (M, D)   -> (B, M)"""
+    if metric == "inner_product":
+        return user @ items.T
+    return -torch.cdist(user, items).square()
+
+
+def _rank(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(B, M), (B,) -> (B,); NaN scores rank a target last."""
+    of_target = scores.gather(1, target[:, None])
+    not_behind = ~(scores < of_target)  # true for NaN as well
+    return not_behind.sum(dim=1).clamp(min=1)
+
+
+def _mask_seen(scores: torch.Tensor, sequences: list[UserSequence], target: torch.Tensor) -> None:
+    """Lower what a user has seen below everything else, except the target itself."""
+    for row, sequence in enumerate(sequences):
+        seen = torch.as_tensor(np.unique(sequence.item_index), dtype=torch.long, device=scores.device) - 1
+        scores[row, seen[seen != target[row]]] = float("-inf")

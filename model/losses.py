@@ -1,0 +1,56 @@
+"""L_KL and L_TOWER (Eq. 23, 24), the latter over all items or over sampled ones."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def kl_loss(predicted_drift: torch.Tensor, drift: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean squared error between ẑ_0 and z_0 over real positions (Eq. 23: both are means of Gaussians).
+
+    predicted_drift, drift: (B, N, D)   mask: (B, N) bool   -> scalar
+    """
+    error = (predicted_drift - drift).square().mean(dim=-1)  # (B, N)
+    return (error * mask).sum() / mask.sum().clamp(min=1)
+
+
+def tower_loss(
+    user_embedding: torch.Tensor, item_embeddings: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """Softmax cross-entropy over every item (Eq. 24).
+
+    user_embedding: (P, D)   item_embeddings: (M, D)   target: (P,) long rows of item_embeddings   -> scalar
+    """
+    return F.cross_entropy(user_embedding @ item_embeddings.T, target)
+
+
+def sampled_tower_loss(
+    user_embedding: torch.Tensor,
+    item_embeddings: torch.Tensor,
+    target: torch.Tensor,
+    negative: torch.Tensor,
+    log_expected_count: torch.Tensor,
+) -> torch.Tensor:
+    """Eq. 24 with its denominator estimated from shared negatives, for corpora too large for all items.
+
+    Each negative's score is lowered by the log of how often it is expected in the sample (logQ
+    correction; Bengio and Senécal 2008, Yi et al. 2019 [34]), which makes the estimate of the
+    denominator unbiased whatever the sampling distribution. The target itself is certain, so it is
+    not corrected, and a negative that equals the target is left out.
+    user_embedding: (P, D)   target: (P,) rows   negative: (Q,) rows   log_expected_count: (Q,)   -> scalar
+    """
+    positive = (user_embedding * item_embeddings[target]).sum(dim=-1, keepdim=True)  # (P, 1)
+    scores = user_embedding @ item_embeddings[negative].T - log_expected_count  # (P, Q)
+    scores = scores.masked_fill(negative[None, :] == target[:, None], float("-inf"))
+    logits = torch.cat([positive, scores], dim=1)  # (P, 1 + Q)
+    return F.cross_entropy(logits, torch.zeros_like(target))
+
+
+def sample_negatives(probability: torch.Tensor, num_negatives: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw item rows with replacement and the log of each one's expected count.
+
+    probability: (M,) q, summing to 1   -> negative (Q,) long, log_expected_count (Q,) = ln(Q·q)
+    """
+    negative = torch.multinomial(probability, num_negatives, replacement=True)
+    return negative, torch.log(num_negatives * probability[negative])

@@ -1,0 +1,253 @@
+"""T2Diff: a two-tower model whose user tower generates the next behaviour (Section 4; Eq. 9, 25).
+
+The paper's Algorithm 1 hands the tower an x̂ made from the noised *true* next behaviour, which
+inference cannot have; the tower learns to trust it and falls apart when serving. The default here
+hands training the x̂ that serving makes, generated from pure noise. `predicted_next` chooses:
+`generated` (default), `noised_truth` (Algorithm 1 as printed), `learned_token` (no diffusion: the
+mixed-attention ablation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from model.batch import SequenceBatch
+from model.diffusion import diffuse, reverse, sample_steps, strided_steps
+from model.drift import apply_drift, prepare_drift, slice_positions
+from model.losses import kl_loss, sample_negatives, sampled_tower_loss, tower_loss
+from model.mixed_attention import MixedAttention, Readout
+from model.noise import Noise, fresh_noise
+from model.noise_schedule import BETA_SHAPES, NoiseSchedule
+from model.sessions import lag_bucket, session_start
+from model.two_tower import TwoTower
+from model.unet1d import Padding, UNet1d
+
+PredictedNext = Literal["generated", "noised_truth", "learned_token"]
+
+
+@dataclass(frozen=True)
+class T2DiffConfig:
+    """Everything that shapes a T2Diff model; stored with every checkpoint and bundle."""
+
+    embedding_dim: int = 64  # D
+    max_length: int = 50  # n
+    session_length: int = 10  # k
+    session_gap_seconds: int | None = None  # also break sessions at longer pauses
+    num_steps: int = 50  # T
+    schedule: str = "exp"
+    beta_start: float = 0.002
+    final_alpha_cumprod: float = 0.001  # ᾱ_T
+    num_inference_steps: int | None = None  # None: all T
+    predicted_next: PredictedNext = "generated"
+    num_training_steps: int = 1  # reverse steps that make x̂ while training
+    drift_scale: float = 1.0  # standard deviations of drift against those of noise; see PAPER.md
+    skip: bool = False
+    kl_weight: float = 1.0  # λ
+    unet_channels: tuple[int, int, int] = (32, 48, 48)
+    unet_step_channels: int = 32
+    unet_padding: Padding = "causal"
+    readout: Readout = "last"
+    time_lag: bool = True
+    num_layers: int = 2
+    num_heads: int = 2
+    feed_forward_hidden: int = 192
+    activation_hidden: int = 32
+    dropout: float = 0.2
+    max_full_softmax_items: int = 20_000  # above it, the softmax is sampled
+    num_negatives: int = 8_192
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("predicted_next", get_args(PredictedNext)),
+            ("unet_padding", get_args(Padding)),
+            ("readout", get_args(Readout)),
+            ("schedule", tuple(BETA_SHAPES)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("max_length", "session_length", "num_steps", "num_training_steps", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_training_steps", "num_inference_steps"):
+            if (getattr(self, name) or 1) > self.num_steps:
+                raise ValueError(
+                    f"{name} must be at most num_steps = {self.num_steps}, got {getattr(self, name)}"
+                )
+        if self.embedding_dim % 4 or self.embedding_dim % self.num_heads:
+            raise ValueError(
+                f"embedding_dim must be a multiple of 4 and of num_heads ({self.num_heads}), "
+                f"got {self.embedding_dim}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
+class T2Diff(TwoTower):
+    """The user tower (diffusion, then mixed attention) and the item tower (the embedding table)."""
+
+    sampling_probability: torch.Tensor
+
+    def __init__(self, config: T2DiffConfig, num_items: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_items = num_items
+        self.max_length = config.max_length
+        self.embedding_dim = config.embedding_dim
+        self.item_table = nn.Embedding(num_items + 1, config.embedding_dim, padding_idx=0)
+        nn.init.normal_(self.item_table.weight, std=0.02)
+        self.norm_item = nn.LayerNorm(config.embedding_dim, elementwise_affine=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.attention = MixedAttention(
+            config.embedding_dim,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            hidden=config.feed_forward_hidden,
+            activation_hidden=config.activation_hidden,
+            session_length=config.session_length,
+            readout=config.readout,
+            dropout=config.dropout,
+        )
+        self.register_buffer("sampling_probability", torch.full((num_items,), 1.0 / num_items))
+        if config.predicted_next == "learned_token":
+            self.intent_token = nn.Parameter(torch.zeros(config.embedding_dim))
+            return
+        self.noise_dim = config.embedding_dim
+        self.num_steps = config.num_steps
+        self.schedule = NoiseSchedule(
+            config.schedule,
+            config.num_steps,
+            beta_start=config.beta_start,
+            final_alpha_cumprod=config.final_alpha_cumprod,
+        )
+        self.unet = UNet1d(
+            config.embedding_dim,
+            channels=config.unet_channels,
+            step_channels=config.unet_step_channels,
+            padding=config.unet_padding,
+        )
+
+    # --- the contract ---------------------------------------------------------------------------
+
+    def user_embedding(self, batch: SequenceBatch, noise: Noise | None = None) -> torch.Tensor:
+        """(B, D) e_u after the last behaviour, with x̂ generated from noise (Algorithm 2)."""
+        sequence = self.embed(batch.item_index)
+        positions = (batch.length - 1)[:, None]  # (B, 1)
+        if self.config.predicted_next == "learned_token":
+            predicted_next = self.intent_token.expand_as(sequence)
+        else:
+            num_visited = self.config.num_inference_steps or self.config.num_steps
+            predicted_next = self.generate_next(sequence, batch.mask, num_visited=num_visited, noise=noise)
+        return self.attend(batch, sequence, predicted_next, positions)[:, 0]
+
+    def item_embeddings(self) -> torch.Tensor:
+        """(M, D) e_i of item indices 1..M."""
+        return self.item_table.weight[1:]
+
+    def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
+        """L_TOTAL = L_TOWER + λ·L_KL (Eq. 25); the gradients of the two never meet."""
+        assert batch.target is not None
+        sequence = self.embed(batch.item_index)
+        if self.config.predicted_next == "learned_token":
+            predicted_next = self.intent_token.expand_as(sequence)
+            diffusion_loss = sequence.new_zeros(())
+        else:
+            predicted_next, diffusion_loss = self._train_diffusion(batch, sequence.detach())
+        supervised = batch.target != 0  # (B, N)
+        positions = torch.arange(sequence.shape[1], device=sequence.device).expand_as(batch.item_index)
+        user = self.attend(batch, self.dropout(sequence), predicted_next, positions)  # (B, N, D)
+        loss = self._tower_loss(user[supervised], batch.target[supervised] - 1)
+        return loss + self.config.kl_weight * diffusion_loss
+
+    def observe_item_counts(self, counts: torch.Tensor) -> None:
+        """Negatives are drawn in proportion to count^0.75, the usual middle between uniform and popular."""
+        weight = counts.double().clamp(min=1) ** 0.75
+        self.sampling_probability.copy_(weight / weight.sum())
+
+    # --- the parts ------------------------------------------------------------------------------
+
+    def embed(self, item_index: torch.Tensor) -> torch.Tensor:
+        """x: unit-variance item embeddings, the scale on which diffusion noise means something.
+
+        item_index: (B, N)   -> (B, N, D), zero at padding
+        """
+        return self.norm_item(self.item_table(item_index))
+
+    def generate_next(
+        self, sequence: torch.Tensor, mask: torch.Tensor, *, num_visited: int, noise: Noise | None
+    ) -> torch.Tensor:
+        """x̂ after every position, by reverse diffusion from noise (Algorithm 2).   -> (B, N, D)"""
+        noise = noise or fresh_noise(sequence.shape, sequence.device)
+
+        def approximate(drift: torch.Tensor, condition: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+            return self.approximate(drift, condition, step, mask)
+
+        steps = strided_steps(self.config.num_steps, num_visited)
+        drift = reverse(approximate, sequence, noise, schedule=self.schedule, steps=steps)
+        return apply_drift(drift / self.config.drift_scale, sequence)
+
+    def approximate(self, noised, sequence, step, mask):
+        predicted = self.unet(noised, sequence, step, self._unet_mask(mask))
+        s = self.config.drift_scale
+        if self.config.skip:
+            a = self.schedule.alphas_cumprod[step - 1][:, None, None]
+            var = a * s * s + 1 - a
+            return a.sqrt() * s * s / var * noised + s * (1 - a).sqrt() / var.sqrt() * predicted
+        return s * predicted
+
+    def attend(
+        self,
+        batch: SequenceBatch,
+        sequence: torch.Tensor,
+        predicted_next: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """e_u at `positions`.   sequence, predicted_next: (B, N, D)   positions: (B, P) -> (B, P, D)"""
+        start = session_start(
+            batch.timestamp,
+            session_length=self.config.session_length,
+            session_gap_seconds=self.config.session_gap_seconds,
+        )
+        gap = lag = None
+        if self.config.time_lag:
+            next_time = batch.next_time.gather(1, positions)  # (B, P)
+            gap = lag_bucket(next_time, batch.timestamp.gather(1, positions))
+            lag = lag_bucket(next_time[:, :, None], batch.timestamp[:, None, :])
+        return self.attention(
+            sequence,
+            slice_positions(predicted_next, positions),
+            positions=positions,
+            session_start=start,
+            gap=gap,
+            lag=lag,
+        )
+
+    def _train_diffusion(
+        self, batch: SequenceBatch, sequence: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Algorithm 1 on stopped gradients.   -> x̂ (B, N, D), L_KL"""
+        scale = self.config.drift_scale
+        drift = scale * prepare_drift(sequence, self.embed(batch.next_item).detach())
+        step = sample_steps(len(drift), self.config.num_steps, drift.device)
+        noised_drift = diffuse(drift, step, torch.randn_like(drift), self.schedule)
+        predicted_drift = self.approximate(noised_drift, sequence, step, batch.mask)
+        loss = kl_loss(predicted_drift / scale, drift / scale, batch.next_item != 0)
+        if self.config.predicted_next == "noised_truth":
+            return apply_drift(predicted_drift.detach() / scale, sequence), loss
+        with torch.no_grad():
+            predicted_next = self.generate_next(
+                sequence, batch.mask, num_visited=self.config.num_training_steps, noise=None
+            )
+        return predicted_next, loss
+
+    def _tower_loss(self, user: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if self.num_items <= self.config.max_full_softmax_items:
+            return tower_loss(user, self.item_embeddings(), target)
+        negative, log_expected_count = sample_negatives(self.sampling_probability, self.config.num_negatives)
+        return sampled_tower_loss(user, self.item_embeddings(), target, negative, log_expected_count)
+
+    def _unet_mask(self, mask: torch.Tensor) -> torch.Tensor | None:
+        return mask if self.config.unet_padding == "same" else None

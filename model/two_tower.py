@@ -1,0 +1,45 @@
+"""The contract of every model here: trainer, evaluator, bundle and service know nothing else of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import nn
+
+from model.batch import SequenceBatch
+from model.noise import Noise
+
+Metric = Literal["inner_product", "l2"]
+
+
+class TwoTower(nn.Module, ABC):
+    """A user tower and an item tower whose embeddings meet only in an inner product or a distance.
+
+    metric: how an index must compare them   max_length: behaviours the user tower reads, n
+    num_items: M   embedding_dim: D
+    noise_dim, num_steps: the D of the noise and T, or 0, 0 for a model that draws none
+    """
+
+    metric: Metric = "inner_product"
+    max_length: int
+    num_items: int
+    embedding_dim: int
+    noise_dim: int = 0
+    num_steps: int = 0
+
+    @abstractmethod
+    def user_embedding(self, batch: SequenceBatch, noise: Noise | None = None) -> torch.Tensor:
+        """(B, D) what each user is about to want, read after the last behaviour of its sequence."""
+
+    @abstractmethod
+    def item_embeddings(self) -> torch.Tensor:
+        """(M, D) row m belongs to item index m + 1."""
+
+    @abstractmethod
+    def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
+        """The scalar loss of a batch whose `target` is set."""
+
+    def observe_item_counts(self, counts: torch.Tensor) -> None:
+        """Told before training how often each item occurs, (M,); models that sample negatives use it."""

@@ -1,0 +1,1 @@
+"""The online recall service: HTTP, sequence store, batcher, engine, bundle reloading."""

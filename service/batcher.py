@@ -1,0 +1,232 @@
+"""One thread owns the device; requests that wait for it at the same moment share a batch.
+
+There is no timer: a request that finds the device idle runs at once, and while the device is busy what
+queues up is the next batch. The queue is bounded (429). A request whose deadline passed, or whose
+caller went away, leaves the queue without taking a place in a batch. Members of a batch share one
+engine, hence one bundle: a request that arrives after a swap waits for the next batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from service.deadline import Deadline
+from service.errors import DeadlineExceededError, EngineFailedError, QueueFullError, ShuttingDownError
+
+logger = logging.getLogger("t2diff.batcher")
+
+Request = TypeVar("Request", contravariant=True)
+Answer = TypeVar("Answer", covariant=True)
+Result = TypeVar("Result")
+
+
+class BatchEngine(Protocol[Request, Answer]):
+    """What can run a batch: as many answers as requests, in their order."""
+
+    def recall(self, requests: Sequence[Request], /) -> Sequence[Answer]: ...
+
+
+class Batched(NamedTuple, Generic[Answer]):
+    """An answer and how long its request waited for the device, in seconds."""
+
+    answer: Answer
+    queue_seconds: float
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    engine: Any
+    request: Any
+    deadline: Deadline
+    enqueued: float
+    future: asyncio.Future[Any]
+
+
+class Batcher(Generic[Request, Answer]):
+    """Starts its thread on construction; `close` ends it."""
+
+    def __init__(
+        self,
+        *,
+        max_batch: int,
+        max_queue: int,
+        on_thread_start: Callable[[], None] | None = None,
+        on_batch: Callable[[Sequence[Any]], None] | None = None,
+    ) -> None:
+        """on_thread_start, on_batch (given the answers of each batch): called on the device thread."""
+        self._loop = asyncio.get_running_loop()
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._on_thread_start = on_thread_start
+        self._on_batch = on_batch
+        self._wake = threading.Condition()
+        self._queue: deque[_Entry] = deque()
+        self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self._closing = False
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._thread.start()
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait for the device."""
+        return len(self._queue)
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the present batch has been running; 0 when idle. Liveness watches it."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def alive(self) -> bool:
+        """Whether the device thread runs."""
+        return self._thread.is_alive()
+
+    async def submit(
+        self, engine: BatchEngine[Request, Answer], request: Request, deadline: Deadline
+    ) -> Batched[Answer]:
+        """Run `request` on `engine`.
+
+        Raises QueueFullError, DeadlineExceededError, ShuttingDownError, or EngineFailedError when its
+        batch raised.
+        """
+        entry = _Entry(engine, request, deadline, time.monotonic(), self._loop.create_future())
+        with self._wake:
+            if self._closing:
+                raise ShuttingDownError("the service is shutting down; send the request to another instance")
+            if len(self._queue) >= self._max_queue:
+                raise QueueFullError(self._max_queue)
+            self._queue.append(entry)
+            self._wake.notify()
+        try:
+            async with asyncio.timeout_at(deadline.at):
+                return await entry.future
+        except TimeoutError:
+            raise DeadlineExceededError("the deadline passed before the model could answer") from None
+        finally:
+            if entry.future.cancelled():  # timed out or its caller left: free the place
+                self._forget(entry)
+
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """Run `function` on the device thread, between two batches."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+        with self._wake:
+            if self._closing:
+                raise ShuttingDownError("the service is shutting down")
+            self._calls.append((function, future))
+            self._wake.notify()
+        return await future
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Answer what is queued, then end the thread; what is left after `timeout_s` fails."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join, timeout_s)
+        error = ShuttingDownError("the service shut down before this request had its turn")
+        with self._wake:
+            futures = [entry.future for entry in self._queue] + [future for _, future in self._calls]
+            self._queue.clear()
+            self._calls.clear()
+        _deliver([(future, None, error) for future in futures])
+
+    def _forget(self, entry: _Entry) -> None:
+        with self._wake, contextlib.suppress(ValueError):
+            self._queue.remove(entry)
+
+    # Below: the device thread.
+
+    def _run(self) -> None:
+        if self._on_thread_start is not None:
+            self._on_thread_start()
+        while True:
+            with self._wake:
+                while not (self._queue or self._calls or self._closing):
+                    self._wake.wait()
+                if not (self._queue or self._calls):
+                    return
+                call = self._calls.popleft() if self._calls else None
+                batch, expired = ([], []) if call else self._take()
+                self._busy_since = time.monotonic()
+            outcomes: list[_Outcome] = [
+                (
+                    entry.future,
+                    None,
+                    DeadlineExceededError("the deadline passed while the request was queued"),
+                )
+                for entry in expired
+            ]
+            outcomes += _run_call(*call) if call else _run_batch(batch, self._busy_since, self._on_batch)
+            del call, batch, expired  # hold no engine while idle: a swapped one must be free to go
+            self._busy_since = None
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(_deliver, outcomes)
+            del outcomes
+
+    def _take(self) -> tuple[list[_Entry], list[_Entry]]:
+        """The next batch: from the head of the queue, one engine, without the expired."""
+        batch: list[_Entry] = []
+        expired: list[_Entry] = []
+        now = time.monotonic()
+        while self._queue and len(batch) < self._max_batch:
+            if batch and self._queue[0].engine is not batch[0].engine:
+                break
+            entry = self._queue.popleft()
+            if entry.future.cancelled():
+                continue
+            (expired if entry.deadline.at <= now else batch).append(entry)
+        return batch, expired
+
+
+_Outcome = tuple[asyncio.Future[Any], Any, Exception | None]
+
+
+def _run_batch(
+    batch: list[_Entry], started: float, on_batch: Callable[[Sequence[Any]], None] | None
+) -> list[_Outcome]:
+    if not batch:
+        return []
+    try:
+        answers = batch[0].engine.recall([entry.request for entry in batch])
+        if len(answers) != len(batch):
+            raise RuntimeError(f"the engine gave {len(answers)} answers for {len(batch)} requests")
+        if on_batch is not None:
+            on_batch(answers)
+    except BaseException as error:  # whatever it was, the waiters must hear of it and the thread goes on
+        logger.exception("a batch failed", extra={"batch_size": len(batch)})
+        return [
+            (e.future, None, EngineFailedError(f"the model failed: {type(error).__name__}")) for e in batch
+        ]
+    return [
+        (entry.future, Batched(answer, started - entry.enqueued), None)
+        for entry, answer in zip(batch, answers, strict=True)
+    ]
+
+
+def _run_call(function: Callable[[], Any], future: asyncio.Future[Any]) -> list[_Outcome]:
+    try:
+        return [(future, function(), None)]
+    except Exception as error:
+        return [(future, None, error)]
+    except BaseException as error:
+        return [(future, None, RuntimeError(f"{type(error).__name__} on the device thread"))]
+
+
+def _deliver(outcomes: list[_Outcome]) -> None:
+    """On the event loop: hand every waiter its result or its exception."""
+    for future, result, error in outcomes:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

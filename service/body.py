@@ -1,0 +1,101 @@
+"""Reading what a caller sends: headers that matter, and a body bounded in size and in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from service.deadline import MAX_DEADLINE_MS, Deadline
+from service.errors import (
+    BodyTooLargeError,
+    InvalidBodyError,
+    InvalidHeaderError,
+    ReceiveTimeoutError,
+    UnsupportedMediaTypeError,
+    invalid_input,
+    shorten,
+)
+from service.middleware import RequestContext
+
+Parsed = TypeVar("Parsed")
+_CLOSE_ABOVE = 16
+"""A body this many times over the limit is not waited for: the connection is closed."""
+
+
+def deadline_of(context: RequestContext, default_ms: int) -> Deadline:
+    """From X-Deadline-Ms, counted from the request's arrival. Raises InvalidHeaderError."""
+    given = context.headers.get(b"x-deadline-ms")
+    if given is None:
+        return Deadline.after_ms(default_ms, start=context.started)
+    if not (given.isdigit() and len(given) <= 6 and 1 <= int(given) <= MAX_DEADLINE_MS):
+        raise InvalidHeaderError(
+            f"X-Deadline-Ms: got {shorten(given.decode('latin-1'))}; send whole milliseconds, "
+            f"1 to {MAX_DEADLINE_MS}"
+        )
+    return Deadline.after_ms(int(given), start=context.started)
+
+
+async def read_body(
+    context: RequestContext,
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+    *,
+    max_bytes: int,
+    timeout_s: float,
+) -> bytes:
+    """The whole body. Raises on another media type, too many bytes, too long a wait, or a caller gone."""
+    _check_media_type(context.headers.get(b"content-type"))
+    declared = context.headers.get(b"content-length", b"")
+    if declared.isdigit() and len(declared) < 20 and int(declared) > max_bytes:
+        raise _too_large(max_bytes, close=int(declared) > _CLOSE_ABOVE * max_bytes)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _collect(receive, max_bytes)
+    except TimeoutError:
+        raise ReceiveTimeoutError(
+            f"the body did not arrive within {timeout_s:g} s; send it in one go",
+            headers={"Connection": "close"},
+        ) from None
+
+
+def parse(schema: TypeAdapter[Parsed], body: bytes) -> Parsed:
+    """Check the raw bytes against `schema`. Raises InvalidBodyError or InvalidFieldsError."""
+    try:
+        return schema.validate_json(body)
+    except ValidationError as error:
+        raise invalid_input(error) from None
+
+
+async def _collect(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], max_bytes: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidBodyError("the connection was closed before the body was complete")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes, close=True)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _check_media_type(content_type: bytes | None) -> None:
+    if content_type is None:
+        return
+    media_type = content_type.split(b";", 1)[0].strip().lower()
+    if media_type != b"application/json" and not media_type.endswith(b"+json"):
+        raise UnsupportedMediaTypeError(
+            f"Content-Type: got {shorten(media_type.decode('latin-1'))}; send application/json"
+        )
+
+
+def _too_large(max_bytes: int, *, close: bool) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"the body is larger than {max_bytes} bytes; send fewer items or users at once",
+        headers={"Connection": "close"} if close else None,
+    )

@@ -1,0 +1,50 @@
+"""`t2diff-serve`: answer recall requests from the store's current bundle."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from service.settings import ServiceSettings, SettingsError, load_settings
+
+
+def main() -> None:
+    """Exit code 0 after a clean stop, 2 when the service cannot start."""
+    try:
+        settings = load_settings(sys.argv[1:])
+    except SettingsError as error:
+        _fail(error)
+    _run(settings)
+
+
+def _run(settings: ServiceSettings) -> None:
+    # Imported late: `--help` and a mistyped flag should not wait for torch.
+    import asyncio
+
+    import uvloop
+
+    from service.embedded_redis import EmbeddedRedisError
+    from service.logs import start_logging
+    from service.server import StartError, serve
+
+    logs = start_logging(settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings, announce=_announce))
+    except (StartError, EmbeddedRedisError, ValueError) as error:
+        _fail(error)
+    finally:
+        logs.stop()
+
+
+def _announce(text: str) -> None:
+    print(text, flush=True)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"t2diff-serve: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

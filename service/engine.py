@@ -1,0 +1,121 @@
+"""The plain engine: one bundle, run eagerly on CPU or CUDA. Immutable; the reference for faster ones.
+
+It is called on the device thread only. What it computes is `index_builder.candidates`, the code that
+recorded the bundle's canary, so that a loaded bundle can be held to the answers of its build.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from index_builder.ann import set_num_threads
+from index_builder.bundle import Bundle
+from index_builder.canary import replay_canary
+from index_builder.candidates import recall_sequences
+from model.batch import UNKNOWN_TIME, Sequence
+from model.noise import request_key
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One user to recall for.
+
+    sequence: not empty, of this bundle's item indices   exclude: item indices never to return
+    """
+
+    user_id: str
+    seed: int
+    sequence: Sequence
+    top_k: int
+    exclude: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAnswer:
+    """Candidates best first, fewer than top_k only when no more are allowed; times are the batch's."""
+
+    item_ids: list[str]
+    scores: list[float]
+    tower_seconds: float
+    search_seconds: float
+    batch_size: int
+
+
+class Engine:
+    """A bundle that answers."""
+
+    def __init__(self, bundle: Bundle, *, device: str) -> None:
+        self.bundle = bundle
+        self.device = device
+
+    def recall(self, requests: Collection[EngineRequest]) -> list[EngineAnswer]:
+        """Answers in the order of the requests. Raises ValueError for a NaN in the user tower."""
+        bundle = self.bundle
+        found = recall_sequences(
+            bundle.model,
+            bundle.index,
+            [request.sequence for request in requests],
+            [request_key(request.seed, request.user_id) for request in requests],
+            top_k=[request.top_k for request in requests],
+            exclude=[request.exclude for request in requests],
+        )
+        answers = []
+        rows = zip(requests, found.item_index.tolist(), found.score.tolist(), strict=True)
+        for request, item_index, scores in rows:
+            count = sum(1 for item in item_index[: request.top_k] if item > 0)
+            if not all(map(math.isfinite, scores[:count])):
+                raise ValueError("the search gave a score that is not a number")
+            answers.append(
+                EngineAnswer(
+                    item_ids=[bundle.item_ids[item - 1] for item in item_index[:count]],
+                    scores=scores[:count],
+                    tower_seconds=found.tower_seconds,
+                    search_seconds=found.search_seconds,
+                    batch_size=len(requests),
+                )
+            )
+        return answers
+
+    def warm_up(self, max_batch: int) -> None:
+        """Run batches of every size up to `max_batch`, doubling, then the canary.
+
+        Raises BundleError when this machine does not reproduce the answers recorded with the bundle.
+        """
+        bundle = self.bundle
+        sequences = [case.sequence for case in bundle.canary] or [_shortest_sequence()]
+        size = 1
+        while size <= max_batch:
+            batch = [
+                EngineRequest(f"warm-up-{n}", 0, sequences[n % len(sequences)], 1, np.empty(0, np.int64))
+                for n in range(size)
+            ]
+            self.recall(batch)
+            size *= 2
+        replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary)
+
+
+def choose_device(asked: str) -> str:
+    """`auto` -> cuda where there is a GPU. Raises ValueError when CUDA is asked for and absent."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but torch sees no GPU here; use cpu or auto")
+    return asked
+
+
+def set_threads(count: int) -> None:
+    """How many cores torch and the index may use; called on each thread that computes.
+
+    Their defaults ignore cgroup quotas, and too many threads on a loaded machine cost tenfold.
+    """
+    torch.set_num_threads(count)
+    set_num_threads(count)
+
+
+def _shortest_sequence() -> Sequence:
+    return Sequence(np.ones(1, np.int64), np.full(1, UNKNOWN_TIME, np.int64))

@@ -1,0 +1,209 @@
+"""Every way in which a request can fail, and its one form on the wire: problem+json (RFC 9457).
+
+An error names the field, the value (shortened, never the whole input: echoing a NaN back is how a
+bad request becomes a 500) and the remedy. The core raises these classes; the HTTP layer renders them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import orjson
+from pydantic import ValidationError
+
+CONTENT_TYPE = "application/problem+json"
+_MAX_SHOWN = 60
+_MAX_ERRORS = 10
+
+
+class ServiceError(Exception):
+    """An expected failure of one request. `kind` is a stable name that callers may switch on."""
+
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "internal"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: list[dict[str, str]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = errors or []
+        self.headers = dict(headers or {})
+
+    def problem(self, request_id: str | None = None) -> dict[str, Any]:
+        """The problem document."""
+        return problem(
+            self.status, kind=self.kind, detail=self.detail, errors=self.errors, request_id=request_id
+        )
+
+
+class InvalidBodyError(ServiceError):
+    """The body is not JSON."""
+
+    status, kind = 400, "invalid-json"
+
+
+class InvalidHeaderError(ServiceError):
+    """A header that we read is malformed."""
+
+    status, kind = 400, "invalid-header"
+
+
+class ReceiveTimeoutError(ServiceError):
+    """The body did not arrive in time."""
+
+    status, kind = 408, "receive-timeout"
+
+
+class BodyTooLargeError(ServiceError):
+    """The body is over the limit; it was not read."""
+
+    status, kind = 413, "body-too-large"
+
+
+class UnsupportedMediaTypeError(ServiceError):
+    """The body is not declared as JSON."""
+
+    status, kind = 415, "unsupported-media-type"
+
+
+class InvalidFieldsError(ServiceError):
+    """The body is JSON of the wrong shape."""
+
+    status, kind = 422, "invalid-fields"
+
+
+class QueueFullError(ServiceError):
+    """More requests wait for the device than the queue holds."""
+
+    status, kind = 429, "queue-full"
+
+    def __init__(self, max_queue: int) -> None:
+        super().__init__(
+            f"{max_queue} requests already wait for the device; retry later or send fewer at once",
+            headers={"Retry-After": "1"},
+        )
+
+
+class EngineFailedError(ServiceError):
+    """The batch that held this request raised."""
+
+    status, kind = 500, "engine-failed"
+
+
+class NoBundleError(ServiceError):
+    """Nothing is loaded that could answer."""
+
+    status, kind = 503, "no-bundle"
+
+
+class ShuttingDownError(ServiceError):
+    """The process is about to end."""
+
+    status, kind = 503, "shutting-down"
+
+
+class StoreUnavailableError(ServiceError):
+    """Redis did not answer in time, or not with what was asked for. `reason` is a metric label."""
+
+    status, kind = 503, "store-unavailable"
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail, headers={"Retry-After": "1"})
+        self.reason = reason
+
+
+class DeadlineExceededError(ServiceError):
+    """The time that the caller gave is over."""
+
+    status, kind = 504, "deadline-exceeded"
+
+
+def problem(
+    status: int,
+    *,
+    kind: str,
+    detail: str,
+    errors: list[dict[str, str]] | None = None,
+    request_id: str | None = None,
+) -> dict[str, Any]:
+    """The document of `schemas.Problem`, ready to be serialised."""
+    document: dict[str, Any] = {
+        "type": f"urn:t2diff:problem:{kind}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+    }
+    if errors:
+        document["errors"] = errors
+    if request_id is not None:
+        document["request_id"] = request_id
+    return document
+
+
+def render(document: Mapping[str, Any]) -> bytes:
+    """Serialise; text that UTF-8 cannot carry was escaped by `shorten` already."""
+    return orjson.dumps(document)
+
+
+def invalid_input(error: ValidationError) -> ServiceError:
+    """What pydantic found, as 400 (not JSON) or 422 (JSON of the wrong shape)."""
+    found = error.errors(include_url=False, include_context=False)
+    if found[0]["type"] == "json_invalid":
+        return InvalidBodyError(
+            f"the body is not valid JSON: {found[0]['msg'].removeprefix('Invalid JSON: ')}"
+        )
+    errors = [_field_problem(entry) for entry in found[:_MAX_ERRORS]]
+    first = errors[0]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    detail = f"{first['field']}: {first['problem']}, got {first['value']}; {first['remedy']}{more}"
+    return InvalidFieldsError(detail, errors=errors)
+
+
+def shorten(value: object) -> str:
+    """A bounded, printable picture of what was sent."""
+    if isinstance(value, (list, tuple, dict)):
+        kind = "an object" if isinstance(value, dict) else "a list"
+        return f"{kind} of {len(value)}"
+    if isinstance(value, str | bytes):
+        text = ascii(value[: _MAX_SHOWN + 1])
+    elif value is None or isinstance(value, bool):
+        text = {None: "null", True: "true", False: "false"}[value]
+    elif isinstance(value, int) and value.bit_length() > 4 * _MAX_SHOWN:
+        return f"an integer of {value.bit_length()} bits"
+    else:
+        text = ascii(value)
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+
+
+_PROBLEMS = {
+    "missing": "is required",
+    "extra_forbidden": "is not a known field",
+}
+_REMEDIES = {
+    "missing": "add it",
+    "extra_forbidden": "remove it",
+    "int_type": "send an integer",
+    "bool_type": "send true or false",
+    "model_type": "send a JSON object",
+    "list_type": "send a JSON list",
+    "identifier": "send an identifier as the catalogue has it",
+}
+
+
+def _field_problem(entry: Any) -> dict[str, str]:
+    location = ".".join(str(part)[:_MAX_SHOWN] for part in entry["loc"]) or "body"
+    problem_text = _PROBLEMS.get(entry["type"]) or entry["msg"].removeprefix("Value error, ")
+    problem_text = problem_text.replace("Input should ", "must ", 1)
+    return {
+        "field": location.encode("ascii", "backslashreplace").decode(),
+        "value": "nothing" if entry["type"] == "missing" else shorten(entry["input"]),
+        "problem": problem_text[0].lower() + problem_text[1:],
+        "remedy": _REMEDIES.get(entry["type"], "send a value within these bounds"),
+    }

@@ -1,0 +1,64 @@
+"""Structured logs: one JSON object a line on stderr, written by a thread of its own.
+
+What may stand in a line: time, level, logger, message, and the `extra` fields that the code names
+(request id, bundle, route, status, timings). Bodies, sequences, item ids, user ids and credentials are
+never passed to a logger. A reader that stops reading cannot stop the service: the queue between is
+bounded and drops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import queue
+import sys
+from datetime import UTC, datetime
+
+import orjson
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+_MAX_WAITING = 10_000
+
+
+def start_logging(level: str) -> logging.handlers.QueueListener:
+    """Route every logger of the process here. Call `stop()` of what is returned at the end."""
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue(_MAX_WAITING)
+    target = logging.StreamHandler(sys.stderr)
+    target.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [_DroppingHandler(waiting)]
+    root.setLevel(level.upper())
+    for chatty in ("uvicorn.access", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))
+    listener = logging.handlers.QueueListener(waiting, target)
+    listener.start()
+    return listener
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update({key: value for key, value in vars(record).items() if key not in _STANDARD})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        elif record.exc_text:
+            line["exception"] = record.exc_text
+        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+class _DroppingHandler(logging.handlers.QueueHandler):
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record  # formatted by the listener's thread, in the same process
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full):
+            self.queue.put_nowait(record)

@@ -1,0 +1,155 @@
+"""What Prometheus can read: one prefix, seconds, one registry per service object.
+
+Each stage is timed once, where it runs, and that one number feeds the histogram here, the
+`Server-Timing` header and through it the load report. Labels are bounded: never a user, item or path
+that a caller chose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+PREFIX = "t2diff"
+STAGES = ("store", "queue", "tower", "search", "total")
+BUCKETS_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+disable_created_metrics()  # a second series for each of ours, which nobody reads
+_BREAKER_STATES = ("closed", "half-opened", "opened")
+
+
+class Metrics:
+    """Every metric of the service."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        stage = Histogram(
+            f"{PREFIX}_stage_seconds",
+            "Time of one stage of a request; tower and search are those of the whole batch.",
+            ["stage"],
+            buckets=BUCKETS_S,
+            registry=registry,
+        )
+        self._stages = {name: stage.labels(name) for name in STAGES}
+        self._responses = Counter(
+            f"{PREFIX}_responses_total", "Answered HTTP requests.", ["route", "status"], registry=registry
+        )
+        self._response_children: dict[tuple[str, int], Counter] = {}
+        self._recalls = Counter(
+            f"{PREFIX}_recalls_total",
+            "Recalled users by what answered: the model's name or popular.",
+            ["route"],
+            registry=registry,
+        )
+        self._fallbacks = Counter(
+            f"{PREFIX}_fallbacks_total",
+            "Users answered with the popular items, by reason.",
+            ["reason", "degraded"],
+            registry=registry,
+        )
+        self._shortfalls = Counter(
+            f"{PREFIX}_shortfalls_total", "Answers with fewer than top_k candidates.", registry=registry
+        )
+        self._batch_size = Histogram(
+            f"{PREFIX}_batch_size", "Requests that shared a batch.", buckets=BATCH_BUCKETS, registry=registry
+        )
+        self.queue_depth = Gauge(
+            f"{PREFIX}_queue_depth", "Requests that wait for the device.", registry=registry
+        )
+        self.device_busy = Gauge(
+            f"{PREFIX}_device_busy_seconds", "How long the present batch has been running.", registry=registry
+        )
+        self._breaker = Gauge(
+            f"{PREFIX}_redis_breaker_state",
+            "1 for the state that the Redis circuit breaker is in.",
+            ["operation", "state"],
+            registry=registry,
+        )
+        self._store_errors = Counter(
+            f"{PREFIX}_store_errors_total",
+            "Failed Redis operations.",
+            ["operation", "reason"],
+            registry=registry,
+        )
+        self.events = Counter(
+            f"{PREFIX}_events_total", "Events stored in users' sequences.", registry=registry
+        )
+        self._bundle = Gauge(
+            f"{PREFIX}_bundle_info",
+            "1 for the bundle that is being served.",
+            ["bundle", "model", "index", "device"],
+            registry=registry,
+        )
+        self._reloads = Counter(
+            f"{PREFIX}_reloads_total", "Bundle reloads by outcome.", ["outcome"], registry=registry
+        )
+        self.ready = Gauge(f"{PREFIX}_ready", "1 when requests are welcome.", registry=registry)
+        for operation in ("read", "write"):
+            self.set_breaker(operation, "closed")
+        for outcome in ("loaded", "refused"):
+            self._reloads.labels(outcome)
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """One measured stage of one request."""
+        self._stages[stage].observe(seconds)
+
+    def observe_batch(self, answer: Any) -> None:
+        """One batch of the device, from any of its answers (`engine.EngineAnswer`)."""
+        self._batch_size.observe(answer.batch_size)
+        self._stages["tower"].observe(answer.tower_seconds)
+        self._stages["search"].observe(answer.search_seconds)
+
+    def count_response(self, route: str, status: int) -> None:
+        """One HTTP response. `route` is a template, never a path."""
+        child = self._response_children.get((route, status))
+        if child is None:
+            child = self._response_children[route, status] = self._responses.labels(route, str(status))
+        child.inc()
+
+    def count_recall(self, route: str, *, fallback_reason: str | None, degraded: bool, short: bool) -> None:
+        """One recalled user."""
+        self._recalls.labels(route).inc()
+        if fallback_reason is not None:
+            self._fallbacks.labels(fallback_reason, str(degraded).lower()).inc()
+        if short:
+            self._shortfalls.inc()
+
+    def count_store_error(self, operation: str, reason: str) -> None:
+        """One failed read or write."""
+        self._store_errors.labels(operation, reason).inc()
+
+    def count_reload(self, outcome: str) -> None:
+        """`loaded` or `refused`."""
+        self._reloads.labels(outcome).inc()
+
+    def set_breaker(self, operation: str, state: str) -> None:
+        """The breaker of reads or writes changed."""
+        for known in _BREAKER_STATES:
+            self._breaker.labels(operation, known).set(1 if known == state else 0)
+
+    def set_bundle(self, labels: Mapping[str, str]) -> None:
+        """What is served from now on: bundle, model, index, device."""
+        self._bundle.clear()
+        self._bundle.labels(**labels).set(1)
+
+    def exposition(self) -> bytes:
+        """The text that /metrics answers with."""
+        return generate_latest(self.registry)

@@ -1,0 +1,145 @@
+"""The outermost layer of both HTTP apps, in plain ASGI: request id, clock, timings, last resort.
+
+Plain ASGI because `BaseHTTPMiddleware` hides disconnects and costs more than the rest of the request.
+Nothing here reads a body. An exception that nobody expected ends as a 500 problem, never as a closed
+connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.errors import CONTENT_TYPE, problem, render
+from service.metrics import Metrics
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SCOPE_KEY = "t2diff"
+MAX_REQUEST_ID_LENGTH = 128
+_HEADERS = frozenset({b"x-request-id", b"x-deadline-ms", b"content-length", b"content-type"})
+
+logger = logging.getLogger("t2diff.request")
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What is known of one request; handlers add to it, the middleware writes it out.
+
+    started: `time.monotonic` seconds   headers: the few that the service reads
+    timings: stage -> seconds, in the order in which they are shown
+    """
+
+    request_id: str
+    started: float
+    headers: dict[bytes, bytes]
+    route: str = "other"
+    bundle: str | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    batch_size: int | None = None
+
+    def server_timing(self, total_seconds: float) -> bytes:
+        """The header's value, in milliseconds (W3C Server Timing)."""
+        entries = [f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in self.timings.items()]
+        entries.append(f"total;dur={total_seconds * 1000:.3f}")
+        if self.batch_size is not None:
+            entries.append(f'batch;desc="{self.batch_size}"')
+        return ", ".join(entries).encode()
+
+
+class RequestMiddleware:
+    """Wraps an app; routes maps a path to the label under which it is counted."""
+
+    def __init__(
+        self, app: Application, *, metrics: Metrics, routes: dict[str, str], log_requests: str = "failed"
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._routes = routes
+        self._log_from_status = {"all": 100, "failed": 500, "none": 1000}[log_requests]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name: value for name, value in scope["headers"] if name in _HEADERS}
+        context = RequestContext(
+            request_id=_request_id(headers.get(b"x-request-id")),
+            started=time.monotonic(),
+            headers=headers,
+            route=self._routes.get(scope["path"], "other"),
+        )
+        scope[SCOPE_KEY] = context
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                self._finish(context, message)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            logger.exception("a request failed unexpectedly", extra={"request_id": context.request_id})
+            if started:
+                raise
+            await _send_internal_error(context, send_with_headers)
+
+    def _finish(self, context: RequestContext, message: Message) -> None:
+        total = time.monotonic() - context.started
+        status: int = message["status"]
+        message.setdefault("headers", [])
+        message["headers"] = [
+            *message["headers"],
+            (b"x-request-id", context.request_id.encode()),
+            (b"server-timing", context.server_timing(total)),
+        ]
+        self._metrics.count_response(context.route, status)
+        if context.route == "recall" and status == 200:
+            self._metrics.observe_stage("total", total)
+        if status >= self._log_from_status:
+            logger.info("request", extra=_log_fields(context, status, total))
+
+
+def _log_fields(context: RequestContext, status: int, total: float) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "request_id": context.request_id,
+        "route": context.route,
+        "status": status,
+        "bundle": context.bundle,
+        "total_ms": round(total * 1000, 3),
+    }
+    fields.update({f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in context.timings.items()})
+    return fields
+
+
+def _request_id(given: bytes | None) -> str:
+    """The caller's id when it is short, visible ASCII; a fresh one otherwise."""
+    if given and len(given) <= MAX_REQUEST_ID_LENGTH and all(0x21 <= byte <= 0x7E for byte in given):
+        return given.decode("ascii")
+    return uuid.uuid4().hex
+
+
+async def _send_internal_error(context: RequestContext, send: Send) -> None:
+    body = render(
+        problem(
+            500,
+            kind="internal",
+            detail="the service met an error of its own; report the request id",
+            request_id=context.request_id,
+        )
+    )
+    headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

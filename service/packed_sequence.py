@@ -1,0 +1,96 @@
+"""A user's stored sequence as one Redis value, and the script that appends to it atomically.
+
+One packed value per user, because reading is what must be fast: MGET of 32 such values costs about
+9 us a user against 30 for pipelined lists. The price is that an append rewrites the value (a few kB),
+which a server-side script does in one step, so that neither a crash nor a second writer can be seen
+half-way.
+
+Layout, UTF-8, one field a line: the user id, then per behaviour a timestamp and an item id, oldest
+first. Identifiers are printable, so a line break cannot occur in one. The user id stands in the value
+for the reader to check: a reply meant for somebody else is caught.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from typing import NamedTuple
+
+MAX_TIMESTAMP = 2**53 - 1
+"""The largest integer that a Lua number holds exactly."""
+
+
+class StoredSequence(NamedTuple):
+    """What Redis holds of one user, oldest first.   item_ids: (N,)   timestamps: (N,) unix seconds"""
+
+    item_ids: list[str]
+    timestamps: list[int]
+
+
+class NotThisUserError(ValueError):
+    """The value is malformed or belongs to another user."""
+
+
+def unpack(value: bytes, user_id: str) -> StoredSequence:
+    """Read a packed value. Raises NotThisUserError when it is not `user_id`'s or does not parse."""
+    try:
+        owner, *fields = value.decode().split("\n")
+        timestamps = list(map(int, fields[0:-1:2]))
+        item_ids = fields[1::2]
+    except ValueError:
+        raise NotThisUserError("the stored value is malformed") from None
+    if owner != user_id:
+        raise NotThisUserError("the stored value belongs to another user")
+    if len(fields) % 2 == 0 or fields[-1] or len(timestamps) != len(item_ids):
+        raise NotThisUserError("the stored value is cut short")
+    if timestamps and not (min(timestamps) >= 0 and max(timestamps) <= MAX_TIMESTAMP):
+        raise NotThisUserError("the stored value has a timestamp out of range")
+    return StoredSequence(item_ids, timestamps)
+
+
+APPEND_SCRIPT = """
+-- KEYS: one per user.  ARGV: max_length, ttl_s, then per key: user, n, n times (timestamp, item).
+-- Ordered by timestamp, then arrival. The same item at the same time is kept once: repeating a call
+-- whose answer was lost changes nothing. Anything unreadable under a key is replaced.
+local max_length = tonumber(ARGV[1])
+local position = 3
+for _, key in ipairs(KEYS) do
+  local user, count = ARGV[position], tonumber(ARGV[position + 1])
+  position = position + 2
+  local times, items = {}, {}
+  local value = redis.pcall('GET', key)
+  if type(value) == 'string' and string.sub(value, 1, #user + 1) == user .. '\\n' then
+    for time, item in string.gmatch(string.sub(value, #user + 2), '(%d+)\\n([^\\n]+)\\n') do
+      if tonumber(time) < 2^53 then
+        times[#times + 1] = tonumber(time)
+        items[#items + 1] = item
+      end
+    end
+  end
+  for _ = 1, count do
+    local time, item = tonumber(ARGV[position]), ARGV[position + 1]
+    position = position + 2
+    local at, known = #times + 1, false
+    while at > 1 and times[at - 1] > time do at = at - 1 end
+    local before = at - 1
+    while before >= 1 and times[before] == time and not known do
+      known = items[before] == item
+      before = before - 1
+    end
+    if not known then
+      table.insert(times, at, time)
+      table.insert(items, at, item)
+    end
+  end
+  local lines = {user}
+  for index = math.max(1, #times - max_length + 1), #times do
+    lines[#lines + 1] = string.format('%.0f', times[index])
+    lines[#lines + 1] = items[index]
+  end
+  lines[#lines + 1] = ''
+  redis.call('SET', key, table.concat(lines, '\\n'), 'EX', ARGV[2])
+end
+return #KEYS
+"""
+
+APPEND_SHA = sha1(APPEND_SCRIPT.encode()).hexdigest()
+"""How Redis names the script once it has seen it."""

@@ -1,0 +1,130 @@
+"""Keeps the service on the store's current bundle.
+
+A newer bundle is read, verified, built into an engine, warmed and asked its canary away from the
+serving thread; only then is one reference swapped. A bundle that fails any of this is refused, logged
+and counted, and the old one keeps serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from index_builder.bundle import BundleError, current_bundle, load_bundle
+from service.engine import Engine, set_threads
+from service.metrics import Metrics
+from service.settings import ServiceSettings
+
+logger = logging.getLogger("t2diff.reload")
+Result = TypeVar("Result")
+RETRY_REFUSED_S = 60.0
+"""A refused bundle is tried again after this: the store may have been read at a bad moment."""
+
+
+class Reloader:
+    """Looks at the store when asked to, and every `reload_poll_s`."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        *,
+        device: str,
+        metrics: Metrics,
+        on_loaded: Callable[[Engine], None],
+        on_device: Callable[[Callable[[], Engine]], Awaitable[Engine]],
+    ) -> None:
+        """on_loaded: gets the engine to serve   on_device: runs a function on the device thread"""
+        self._settings = settings
+        self._device = device
+        self._metrics = metrics
+        self._on_loaded = on_loaded
+        self._on_device = on_device
+        self._lock = asyncio.Lock()
+        self._served: str | None = None
+        self._refused: dict[str, float] = {}
+
+    async def check(self, *, retry_refused: bool = True) -> dict[str, Any]:
+        """Serve the store's current bundle: {"outcome": "loaded" | "unchanged" | "refused", …}."""
+        async with self._lock:
+            url = None
+            try:
+                url = await _in_daemon_thread(lambda: current_bundle(self._settings.bundles))
+                if url is None:
+                    raise BundleError(f"no bundle was published in {self._settings.bundles} yet")
+                if url == self._served:
+                    return {"outcome": "unchanged", "bundle": _name(url)}
+                if not retry_refused and time.monotonic() < self._refused.get(url, 0.0):
+                    return {"outcome": "refused", "bundle": _name(url), "reason": "it was refused before"}
+                engine = await self._load(url)
+            except Exception as error:  # whatever is wrong with a bundle, the one before it keeps serving
+                return self._refuse(url, error)
+            self._served = url
+            self._refused.clear()
+            self._on_loaded(engine)
+            self._metrics.count_reload("loaded")
+            logger.info("bundle loaded", extra={"bundle": engine.bundle.bundle_id})
+            return {"outcome": "loaded", "bundle": engine.bundle.bundle_id}
+
+    async def poll(self) -> None:
+        """Check every `reload_poll_s` until cancelled; returns at once when that is 0."""
+        while self._settings.reload_poll_s > 0:
+            await asyncio.sleep(self._settings.reload_poll_s)
+            await self.check(retry_refused=False)
+
+    async def _load(self, url: str) -> Engine:
+        def load() -> Engine:
+            set_threads(self._settings.torch_threads)
+            engine = Engine(load_bundle(url, device=self._device), device=self._device)
+            engine.warm_up(self._settings.max_batch)
+            return engine
+
+        # A GPU index may be touched by one thread only; a CPU one need not hold up the requests.
+        return await (self._on_device(load) if self._device == "cuda" else _in_daemon_thread(load))
+
+    def _refuse(self, url: str | None, error: Exception) -> dict[str, Any]:
+        name = None if url is None else _name(url)
+        if url is not None:
+            self._refused[url] = time.monotonic() + RETRY_REFUSED_S
+        self._metrics.count_reload("refused")
+        expected = isinstance(error, ValueError | OSError)
+        logger.error(
+            "bundle refused",
+            extra={"bundle": name, "reason": str(error)},
+            exc_info=None if expected else error,
+        )
+        return {"outcome": "refused", "bundle": name, "reason": str(error)}
+
+
+async def _in_daemon_thread(function: Callable[[], Result]) -> Result:
+    """Like `asyncio.to_thread`, but a long load does not hold up the end of the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def deliver(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result: Any = None
+        failure: BaseException | None = None
+        try:
+            result = function()
+        except BaseException as error:
+            failure = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(deliver, result, failure)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await future
+
+
+def _name(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2]

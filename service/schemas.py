@@ -1,0 +1,221 @@
+"""What callers may send and what they get: strict, bounded types, checked straight from the raw bytes.
+
+Identifiers are strings of 1-128 printable characters; an integer is taken as its decimal string, for
+logs often have integer keys. Nothing is coerced otherwise: no booleans for integers, no fractions, no
+unknown fields, no NaN. The answer models document the API; answers are serialised from plain dicts.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    RootModel,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
+
+MAX_ID_LENGTH = 128
+MAX_TOP_K = 1000
+MAX_SEQUENCE = 1000
+MAX_EXCLUDED = 10_000
+MAX_REQUESTS = 256
+MAX_EVENTS = 1000
+MAX_TIMESTAMP = 4_102_444_800
+"""1 January 2100 in seconds; milliseconds of any plausible date are larger and refused."""
+MAX_SEED = 2**53 - 1
+"""The largest integer that every JSON parser keeps exact."""
+
+
+def _identifier(value: object) -> str:
+    text = str(value) if type(value) is int else value
+    if not isinstance(text, str):
+        raise PydanticCustomError("identifier", "must be a string, or an integer taken as its decimal string")
+    if not 1 <= len(text) <= MAX_ID_LENGTH:
+        raise PydanticCustomError("identifier", f"must have 1 to {MAX_ID_LENGTH} characters, has {len(text)}")
+    if not text.isprintable():
+        raise PydanticCustomError("identifier", "must consist of printable characters")
+    return text
+
+
+Identifier = Annotated[
+    str,
+    PlainValidator(_identifier),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "string",
+                    "minLength": 1,
+                    "maxLength": MAX_ID_LENGTH,
+                    "pattern": "^[^\\x00-\\x1f\\x7f]+$",
+                },
+                {"type": "integer"},
+            ],
+            "description": "1-128 printable characters; an integer is taken as its decimal string.",
+        }
+    ),
+]
+Timestamp = Annotated[
+    int, Field(ge=0, le=MAX_TIMESTAMP, description="Unix seconds (not milliseconds).", examples=[1700000000])
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Behaviour(_Strict):
+    """One thing the user did."""
+
+    item_id: Identifier
+    timestamp: Timestamp | None = Field(None, description="Left out when the time is not known.")
+
+
+class RecallRequest(_Strict):
+    """Ask for one user's candidates."""
+
+    user_id: Identifier
+    top_k: int = Field(100, ge=1, le=MAX_TOP_K, description="How many candidates.")
+    exclude_seen: bool = Field(True, description="Leave out the items of the user's sequence.")
+    exclude_item_ids: list[Identifier] = Field(
+        default=[], max_length=MAX_EXCLUDED, description="Items that must not be recalled."
+    )
+    sequence: list[Behaviour] | None = Field(
+        None, max_length=MAX_SEQUENCE, description="Oldest first; used in place of the stored one."
+    )
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Equal seeds give equal answers.")
+
+
+class Event(_Strict):
+    """One behaviour to append to a user's stored sequence."""
+
+    user_id: Identifier
+    item_id: Identifier
+    timestamp: Timestamp | None = Field(None, description="The server's clock when left out.")
+
+
+class Refused(BaseModel):
+    """A member of a batch that did not validate; its place in the batch is kept."""
+
+    error: Any = Field(exclude=True)
+
+
+def _refuse_alone(value: object, validate: ValidatorFunctionWrapHandler) -> RecallRequest | Refused:
+    try:
+        return validate(value)
+    except ValidationError as error:
+        return Refused(error=error)
+
+
+class RecallBatchRequest(_Strict):
+    """Ask for many users' candidates at once; each is answered or refused on its own."""
+
+    requests: list[Annotated[RecallRequest, WrapValidator(_refuse_alone)]] = Field(
+        min_length=1, max_length=MAX_REQUESTS
+    )
+
+
+class EventsRequest(RootModel[Event | Annotated[list[Event], Field(min_length=1, max_length=MAX_EVENTS)]]):
+    """One event, or a list of them."""
+
+
+RECALL_REQUEST: TypeAdapter[RecallRequest] = TypeAdapter(RecallRequest)
+RECALL_BATCH_REQUEST: TypeAdapter[RecallBatchRequest] = TypeAdapter(RecallBatchRequest)
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+EVENTS: TypeAdapter[list[Event]] = TypeAdapter(
+    Annotated[list[Event], Field(min_length=1, max_length=MAX_EVENTS)]
+)
+
+
+# What comes back.
+
+
+class Candidate(BaseModel):
+    """A retrieved item; a larger score is better and comes first."""
+
+    item_id: str
+    score: float
+
+
+class RecallAnswer(BaseModel):
+    """The candidates of one user."""
+
+    request_id: str
+    user_id: str
+    bundle: str = Field(description="The bundle that answered: model and index always from the same one.")
+    route: str = Field(description="What answered: the model's name, or `popular`.")
+    degraded: bool = Field(description="True when the fallback answered through no doing of the caller.")
+    reason: str | None = Field(None, description="Why the fallback answered; only there when it did.")
+    candidates: list[Candidate]
+    shortfall: str | None = Field(None, description="Why there are fewer than top_k; only there when so.")
+
+
+class FieldProblem(BaseModel):
+    """One field that is wrong."""
+
+    field: str
+    value: str = Field(description="What was sent, shortened.")
+    problem: str
+    remedy: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457, application/problem+json)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str | None = None
+    errors: list[FieldProblem] = []
+
+
+class BatchMember(BaseModel):
+    """The answer or the refusal of one member of a batch, in the order of the requests."""
+
+    status: int
+    answer: RecallAnswer | None = None
+    problem: Problem | None = None
+
+
+class RecallBatchAnswer(BaseModel):
+    """As many members as requests, in their order."""
+
+    request_id: str
+    responses: list[BatchMember]
+
+
+class EventsAnswer(BaseModel):
+    """Stored: a crash after this answer loses none of them."""
+
+    request_id: str
+    accepted: int
+
+
+class Health(BaseModel):
+    """Liveness or readiness."""
+
+    status: Literal["ok", "unavailable"]
+    reason: str | None = None
+
+
+class ModelInfo(BaseModel):
+    """What is being served."""
+
+    bundle: str
+    model: str
+    model_settings: dict[str, Any]
+    metric: str = Field(description="How embeddings are compared.")
+    device: str
+    index: dict[str, Any] = Field(description="Kind and measured overlap with exact search.")
+    num_items: int
+    metrics: dict[str, Any] = Field(description="Offline metrics of the model when it was trained.")

@@ -1,0 +1,226 @@
+"""One process: two HTTP listeners on one event loop, the device thread, the store, and their order.
+
+Start: sockets bound, Redis, first bundle loaded and warm, then requests are taken. Stop (SIGTERM,
+SIGINT): ready turns 503 while requests are still answered, then no more are accepted, those in flight
+are answered, and last the device thread, Redis and the sockets go. Every step is bounded in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from urllib.parse import urlsplit
+
+import uvicorn
+
+from service.app import create_admin_app, create_app
+from service.batcher import Batcher
+from service.embedded_redis import EmbeddedRedis
+from service.engine import EngineAnswer, EngineRequest, choose_device, set_threads
+from service.errors import StoreUnavailableError
+from service.metrics import Metrics
+from service.middleware import Application
+from service.recall import RecallService
+from service.reloader import Reloader
+from service.sequence_store import SequenceStore, options_of
+from service.settings import ServiceSettings, environment_variable_of, flag_of
+
+logger = logging.getLogger("t2diff.server")
+SWITCH_INTERVAL_S = 0.0005
+"""How long the device thread may keep Python to itself when the event loop has work (default 5 ms)."""
+
+
+class StartError(RuntimeError):
+    """The service cannot start; the message is one line for people."""
+
+
+async def serve(settings: ServiceSettings, *, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    announce: gets what a person should read once requests are welcome.
+    Raises StartError, EmbeddedRedisError or ValueError when the service cannot start.
+    """
+    stop = _stop_signal()
+    with (
+        _bound(settings.host, settings.port, "port") as public,
+        _bound(settings.admin_host, settings.admin_port, "admin_port") as admin,
+    ):
+        async with _parts(settings) as (service, reloader, redis_shown):
+            servers = [
+                _Listener(create_app(service), settings),
+                _Listener(create_admin_app(service, reloader.check), settings),
+            ]
+            running = [
+                asyncio.create_task(server.serve(sockets=[listening]))
+                for server, listening in zip(servers, (public, admin), strict=True)
+            ]
+            await _started(servers, running)
+            polling = asyncio.create_task(reloader.poll())
+            service.metrics.ready.set(1)
+            announce(_greeting(settings, service, _url(public), _url(admin), redis_shown))
+            await asyncio.wait([stop, *running], return_when=asyncio.FIRST_COMPLETED)
+            polling.cancel()
+            await _drain(settings, service, servers, running)
+
+
+@contextlib.asynccontextmanager
+async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService, Reloader, str]]:
+    """Redis, store, device thread and the first engine; ended in the reverse order."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    device = choose_device(settings.device)
+    metrics = Metrics()
+    async with _redis(settings) as (redis_url, redis_shown):
+        store = SequenceStore(redis_url, options_of(settings), on_state=metrics.set_breaker)
+        batcher: Batcher[EngineRequest, EngineAnswer] = Batcher(
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            on_thread_start=partial(set_threads, settings.torch_threads),
+            on_batch=lambda answers: metrics.observe_batch(answers[0]),
+        )
+        metrics.queue_depth.set_function(lambda: batcher.depth)
+        metrics.device_busy.set_function(lambda: batcher.busy_seconds)
+        service = RecallService(settings, store=store, batcher=batcher, metrics=metrics)
+        reloader = Reloader(
+            settings, device=device, metrics=metrics, on_loaded=service.swap, on_device=batcher.call
+        )
+        try:
+            first = await reloader.check()
+            if first["outcome"] != "loaded":
+                raise StartError(f"bundles (--bundles, T2DIFF_BUNDLES): {first['reason']}")
+            gc.collect()
+            gc.freeze()  # what lives as long as the bundle need not be looked at again and again
+            if not await _reachable(store):
+                redis_shown += ", not reachable now: the fallback answers until it is"
+            yield service, reloader, redis_shown
+        finally:
+            await batcher.close()
+            await store.close()
+
+
+@contextlib.asynccontextmanager
+async def _redis(settings: ServiceSettings) -> AsyncIterator[tuple[str, str]]:
+    """The URL of the Redis to use, and how to show it without its password."""
+    if settings.redis_url is not None:
+        url = settings.redis_url.get_secret_value()
+        parts = urlsplit(url)
+        yield url, f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return
+    async with EmbeddedRedis(settings.state_dir, fsync=settings.redis_fsync) as embedded:
+        yield embedded.url, f"embedded ({embedded.binary}), data in {embedded.folder}"
+
+
+async def _reachable(store: SequenceStore) -> bool:
+    for _ in range(3):  # the first call also connects
+        try:
+            await store.ping()
+            return True
+        except StoreUnavailableError as error:
+            logger.warning("Redis does not answer", extra={"reason": error.reason})
+    return False
+
+
+class _Listener(uvicorn.Server):
+    """A uvicorn server that leaves the signals to us: there are two of them."""
+
+    def __init__(self, app: Application, settings: ServiceSettings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=2048,
+                timeout_graceful_shutdown=settings.shutdown_timeout_s,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _started(servers: list[_Listener], running: list[asyncio.Task[None]]) -> None:
+    while not all(server.started for server in servers):
+        await asyncio.wait(running, timeout=0.01, return_when=asyncio.FIRST_COMPLETED)
+        for task in running:
+            if task.done():
+                task.result()
+                raise StartError("a listener ended before it began; see the log")
+
+
+async def _drain(
+    settings: ServiceSettings,
+    service: RecallService,
+    servers: list[_Listener],
+    running: list[asyncio.Task[None]],
+) -> None:
+    logger.info("stopping: requests in flight are answered first")
+    service.draining = True
+    service.metrics.ready.set(0)
+    await asyncio.sleep(settings.shutdown_delay_s)
+    for server, task in zip(servers, running, strict=True):  # admin last: it shows how the drain goes
+        server.should_exit = True
+        await task
+
+
+def _stop_signal() -> asyncio.Future[None]:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[None] = loop.create_future()
+
+    def request_stop() -> None:
+        if not stop.done():
+            stop.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, request_stop)
+    return stop
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int, setting: str) -> Iterator[socket.socket]:
+    """A socket bound but not yet listening: a taken port shows before anything else is started."""
+    where = f"{setting} ({flag_of(setting)}, {environment_variable_of(setting)})"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise StartError(f"{where}: cannot listen on {host}:{port}: {error.strerror or error}") from None
+    with bound:
+        yield bound
+
+
+def _url(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _greeting(
+    settings: ServiceSettings, service: RecallService, public: str, admin: str, redis_shown: str
+) -> str:
+    engine = service.engine
+    bundle = engine.bundle
+    lines = {
+        "recall": f"{public}  (documentation: {public}/docs)",
+        "admin": f"{admin}  (/metrics, POST /admin/reload)",
+        "bundle": f"{bundle.bundle_id}: {bundle.model_name}, {len(bundle.item_ids)} items, "
+        f"{bundle.index.kind} index",
+        "device": f"{engine.device}, {settings.torch_threads} thread(s)",
+        "redis": redis_shown,
+    }
+    return "\n".join(["t2diff-serve is ready", *(f"  {name:<7} {text}" for name, text in lines.items())])

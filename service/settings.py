@@ -1,0 +1,224 @@
+"""Every setting of the service: one frozen object, read once at the edge and passed down.
+
+Precedence: command line > environment (`T2DIFF_` + the name in capitals) > settings file (TOML, named
+by `--config` or `T2DIFF_CONFIG`) > default. Nothing else in the service reads the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from pydantic_settings.exceptions import SettingsError as SourceError
+
+ENVIRONMENT_PREFIX = "T2DIFF_"
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the message is one line for people."""
+
+
+class ServiceSettings(BaseSettings):
+    """What the service can be told. Times carry their unit in the name."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        frozen=True,
+        extra="forbid",
+        cli_prog_name="t2diff-serve",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    config: Path | None = Field(None, description="Settings file (TOML, the names of this table).")
+    bundles: str = Field(description="Bundle store: a folder or an fsspec URL such as s3://bucket/bundles.")
+    host: str = Field("127.0.0.1", description="Address that answers recall requests.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the recall requests; 0 takes a free one.")
+    admin_host: str = Field("127.0.0.1", description="Address of metrics and admin calls; keep it private.")
+    admin_port: int = Field(
+        8001, ge=0, le=65535, description="Port of metrics and admin; 0 takes a free one."
+    )
+    state_dir: Path = Field(Path("state"), description="Folder for what the embedded Redis keeps on disk.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level that is logged."
+    )
+    log_requests: Literal["all", "failed", "none"] = Field(
+        "failed", description="Which requests get a log line: all, those answered 5xx, or none."
+    )
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "cpu", description="Where user tower and index run; auto takes CUDA when there is a GPU."
+    )
+    torch_threads: int = Field(
+        1, ge=1, le=256, description="Threads of torch and of the CPU index per batch."
+    )
+    max_batch: int = Field(32, ge=1, le=1024, description="Most requests that share one batch on the device.")
+    max_queue: int = Field(
+        256, ge=1, le=100_000, description="Requests that may wait for the device; more: 429."
+    )
+    request_time: Literal["now", "none"] = Field(
+        "now", description="Time of the request as the model sees it: the server's clock, or unknown."
+    )
+    wedge_timeout_s: float = Field(
+        10.0, gt=0, le=600, description="A batch running longer than this makes liveness fail."
+    )
+
+    deadline_ms: int = Field(
+        1000, ge=1, le=600_000, description="Time a request may take when it sends no X-Deadline-Ms."
+    )
+    on_deadline: Literal["fallback", "error"] = Field(
+        "fallback",
+        description="A request past its deadline gets the popular items (fallback) or 504 (error).",
+    )
+    max_body_bytes: int = Field(
+        4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="Largest request body; more: 413."
+    )
+    receive_timeout_s: float = Field(
+        10.0, gt=0, le=600, description="A body that takes longer than this to arrive gets 408."
+    )
+
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Your Redis (redis://, rediss:// or unix://); without it an embedded one is started.",
+    )
+    redis_namespace: str = Field(
+        "t2diff", min_length=1, max_length=64, description="Prefix of every key that the service writes."
+    )
+    redis_read_timeout_ms: float = Field(
+        25.0, gt=0, le=10_000, description="Longest wait for a stored sequence before the fallback answers."
+    )
+    redis_write_timeout_ms: float = Field(
+        1000.0, gt=0, le=60_000, description="Longest wait for Redis to take events before 503."
+    )
+    redis_max_connections: int = Field(8, ge=2, le=1000, description="Connections to Redis at most.")
+    breaker_threshold: int = Field(
+        5, ge=1, le=1000, description="Consecutive Redis failures after which it is left alone."
+    )
+    breaker_cooldown_ms: float = Field(
+        500.0, gt=0, le=60_000, description="How long a failing Redis is left alone before one try."
+    )
+    redis_fsync: Literal["always", "everysec", "no"] = Field(
+        "always", description="Embedded Redis: when appended events reach the disk (its appendfsync)."
+    )
+    sequence_max_length: int = Field(
+        200, ge=1, le=10_000, description="Behaviours kept per user; the oldest leave first."
+    )
+    sequence_ttl_days: float = Field(
+        90.0, gt=0, le=36_500, description="A user without new events is forgotten after this."
+    )
+
+    reload_poll_s: float = Field(
+        5.0, ge=0, le=86_400, description="How often the store is asked for a newer bundle; 0 never."
+    )
+    shutdown_delay_s: float = Field(
+        0.5, ge=0, le=60, description="After SIGTERM: time between ready turning 503 and the last accept."
+    )
+    shutdown_timeout_s: int = Field(
+        8, ge=1, le=600, description="After SIGTERM: longest wait for requests in flight."
+    )
+
+    @field_validator("redis_url", mode="after")
+    @classmethod
+    def _known_redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("redis_namespace")
+    @classmethod
+    def _plain_namespace(cls, value: str) -> str:
+        if not value.isascii() or not value.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise ValueError("must consist of letters, digits, '-', '_' and '.'")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Keyword arguments (tests) > environment > file; the command line is put in front by the parser."""
+        file = TomlConfigSettingsSource(settings_cls, toml_file=settings_cls.model_config.get("toml_file"))
+        return (init_settings, env_settings, file)
+
+
+def load_settings(arguments: Sequence[str]) -> ServiceSettings:
+    """Merge command line, environment and settings file.
+
+    Raises SettingsError naming the setting, the value and what is allowed; `--help` and an unknown flag
+    leave by SystemExit, as argparse does.
+    """
+    path = _config_path(arguments)
+    try:
+        settings_class = _reading(path)
+        command_line: CliSettingsSource = CliSettingsSource(settings_class, cli_parse_args=list(arguments))
+        return settings_class(_cli_settings_source=command_line)  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+    except (SourceError, tomllib.TOMLDecodeError, OSError) as error:
+        raise SettingsError(f"settings cannot be read: {error}") from None
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of a setting: `max_batch` -> `--max-batch`."""
+    return "--" + name.replace("_", "-")
+
+
+def environment_variable_of(name: str) -> str:
+    """The environment variable of a setting: `max_batch` -> `T2DIFF_MAX_BATCH`."""
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+def _config_path(arguments: Sequence[str]) -> Path | None:
+    """The settings file must be known before the other sources are merged."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    given = parser.parse_known_args(list(arguments))[0].config or os.environ.get(
+        ENVIRONMENT_PREFIX + "CONFIG"
+    )
+    if not given:
+        return None
+    if not Path(given).is_file():
+        raise SettingsError(f"config: {given} is not a file; name a TOML file or leave --config out")
+    return Path(given)
+
+
+def _reading(path: Path | None) -> type[ServiceSettings]:
+    if path is None:
+        return ServiceSettings
+    return type("ServiceSettings", (ServiceSettings,), {"model_config": SettingsConfigDict(toml_file=path)})
+
+
+def _one_line(error: ValidationError) -> str:
+    """`port (--port, T2DIFF_PORT): got '70000': Input should be less than or equal to 65535`."""
+    problems = []
+    for entry in error.errors(include_url=False, include_context=False):
+        name = str(entry["loc"][0]) if entry["loc"] else "settings"
+        known = name in ServiceSettings.model_fields
+        where = f"{name} ({flag_of(name)}, {environment_variable_of(name)})" if known else name
+        if entry["type"] == "missing":
+            problems.append(f"{where}: is required")
+        elif entry["type"] == "extra_forbidden":
+            problems.append(f"{where}: there is no such setting; see --help")
+        else:
+            value = "" if name == "redis_url" else f"got {str(entry['input'])[:80]!r}: "
+            problems.append(f"{where}: {value}{entry['msg'].removeprefix('Value error, ')}")
+    return "; ".join(problems)

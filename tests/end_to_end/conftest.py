@@ -1,0 +1,219 @@
+"""`t2diff-serve` as a person runs it: a process of its own, real sockets, Redis and bundles."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from index_builder.build import build_bundle
+from index_builder.publish import Store
+from model.batch import Sequence
+from model.checkpoint import Checkpoint
+from model.registry import build_model
+from service.embedded_redis import find_redis_server
+
+NUM_ITEMS = 60
+TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
+SLOW = {"embedding_dim": 64, "max_length": 50, "num_steps": 50}
+
+
+def build_untrained(store: Store, seed: int, config: dict[str, Any]) -> str:
+    """Build an untrained bundle over items i1..i60 and return its id; nothing is published."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    choice = np.random.default_rng(seed)
+    times = np.sort(choice.integers(1_600_000_000, 1_700_000_000, 5))
+    canary = [Sequence(choice.integers(1, NUM_ITEMS + 1, 5), times, 1_700_000_100) for _ in range(3)]
+    checkpoint = Checkpoint(
+        model=build_model("t2diff", config, NUM_ITEMS).eval(),
+        model_name="t2diff",
+        model_config=config,
+        item_ids=[f"i{number}" for number in range(1, NUM_ITEMS + 1)],
+        popular=np.arange(20, 0, -1, dtype=np.int32),
+        canary=canary,
+        metrics={},
+        dataset_id="untrained",
+        seed=seed,
+    )
+    return build_bundle(checkpoint, store)
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., str]:
+    """`build(store, seed, config)`: another bundle, not published."""
+    return build_untrained
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a published bundle that answers in a few milliseconds."""
+    store = Store(tmp_path_factory.mktemp("tiny"))
+    store.publish(build_untrained(store, 0, TINY))
+    return Path(store.url)
+
+
+@pytest.fixture(scope="session")
+def slow_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a published bundle whose 50 steps take tens of milliseconds a request."""
+    store = Store(tmp_path_factory.mktemp("slow"))
+    store.publish(build_untrained(store, 0, SLOW))
+    return Path(store.url)
+
+
+class Served:
+    """A running `t2diff-serve`."""
+
+    def __init__(self, process: subprocess.Popen[str], greeting: str, log: Path) -> None:
+        self.process = process
+        self.greeting = greeting
+        self.log_path = log
+        self.url = re.search(r"recall +(http://\S+)", greeting)[1]  # type: ignore[index]
+        self.admin_url = re.search(r"admin +(http://\S+)", greeting)[1]  # type: ignore[index]
+        self.bundle = re.search(r"bundle +(\S+):", greeting)[1]  # type: ignore[index]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **options)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry these labels."""
+        total = 0.0
+        for line in httpx.get(f"{self.admin_url}/metrics").text.splitlines():
+            if re.match(rf"{name}[ {{]", line) and all(f'{k}="{v}"' in line for k, v in labels.items()):
+                total += float(line.rpartition(" ")[2])
+        return total
+
+    def stop(self, timeout_s: float = 20.0) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """`serve(bundles, setting=value, …)`: start a service and wait until it says that it is ready."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(bundles: Path, **settings: Any) -> Served:
+        folder = tmp_path_factory.mktemp("serve")
+        log = folder / "log"
+        values = {
+            "port": 0,
+            "admin_port": 0,
+            "state_dir": folder,
+            "redis_read_timeout_ms": 1000,
+            "redis_write_timeout_ms": 5000,
+            "deadline_ms": 20_000,
+            "request_time": "none",
+            "reload_poll_s": 0,
+        } | settings
+        flags = [
+            word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "--bundles", str(bundles), *flags],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        started.append(process)
+        greeting = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            greeting.append(line)
+            if line.startswith("  redis"):
+                return Served(process, "".join(greeting), log)
+        raise AssertionError(f"did not start: {log.read_text()}")
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+
+
+class OwnRedis:
+    """A redis-server of the caller's own, over TCP."""
+
+    def __init__(self, folder: Path) -> None:
+        with closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        arguments = [
+            "--port",
+            str(self.port),
+            "--dir",
+            str(self._folder),
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+        ]
+        self.process = subprocess.Popen([find_redis_server(), *arguments], stdout=subprocess.DEVNULL)
+        give_up = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                assert time.monotonic() < give_up, "redis-server did not start"
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGCONT)
+        self.process.kill()
+        self.process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]:
+    """Somebody's own Redis."""
+    redis = OwnRedis(tmp_path_factory.mktemp("own-redis"))
+    yield redis
+    redis.kill()
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Path], Path]:
+    """`copied(bundles)`: a store that the test may change."""
+
+    def copy(bundles: Path) -> Path:
+        return Path(shutil.copytree(bundles, tmp_path / "bundles"))
+
+    return copy

@@ -1,0 +1,109 @@
+"""A tiny real checkpoint, and a store that holds a real bundle built from it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+from index_builder import ann
+from index_builder.build import build_bundle
+from index_builder.publish import Store
+from model.batch import Sequence
+from model.checkpoint import Checkpoint, save_checkpoint
+from model.registry import build_model
+
+NUM_ITEMS = 60
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    ann.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Checkpoint]:
+    """make_checkpoint(seed=…, num_items=…): an untrained T2Diff with everything that travels with it."""
+
+    def make(seed: int = 0, num_items: int = NUM_ITEMS) -> Checkpoint:
+        torch.manual_seed(seed)
+        config = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
+        model = build_model("t2diff", config, num_items).eval()
+        rng = np.random.default_rng(seed)
+        canary = []
+        for length in (1, 4, 9):
+            items = rng.integers(1, num_items + 1, size=length)
+            times = 1_700_000_000 + np.cumsum(rng.integers(0, 5_000, size=length))
+            canary.append(Sequence(items, times, int(times[-1]) + 60))
+        return Checkpoint(
+            model=model,
+            model_name="t2diff",
+            model_config=config,
+            item_ids=[f"film-{number}-é" for number in range(num_items)],
+            popular=rng.permutation(num_items)[:20].astype(np.int32) + 1,
+            canary=canary,
+            metrics={"validation/recall_at_20": 0.3125, "test/recall_at_20": 0.25},
+            dataset_id="0" * 64,
+            seed=seed,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(make_checkpoint) -> Checkpoint:
+    return make_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path(checkpoint, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+@pytest.fixture(scope="session")
+def built(checkpoint, tmp_path_factory) -> Path:
+    """The folder of a real bundle: copy it, don't change it."""
+    store = Store(tmp_path_factory.mktemp("stores") / "built")
+    bundle_id = build_bundle(checkpoint, store)
+    return Path(store.bundle_url(bundle_id))
+
+
+@pytest.fixture(scope="session")
+def built_bundles(make_checkpoint, tmp_path_factory) -> list[Path]:
+    """The folders of four real bundles in build order: copy them, don't change them."""
+    store = Store(tmp_path_factory.mktemp("stores") / "four")
+    return [Path(store.bundle_url(build_bundle(make_checkpoint(seed), store))) for seed in range(4)]
+
+
+@pytest.fixture(params=["local", "memory"])
+def store_url(request, tmp_path) -> Iterator[str]:
+    """Where an empty store may be made: on disk, or in an in-memory object store."""
+    if request.param == "local":
+        yield str(tmp_path / "store")
+        return
+    yield "memory://bucket/store"
+    memory = fsspec.filesystem("memory")
+    if memory.exists("/bucket"):
+        memory.rm("/bucket", recursive=True)
+
+
+@pytest.fixture
+def fill() -> Callable[[str, list[Path]], tuple[Store, list[str]]]:
+    """fill(url, bundles): a store that holds copies of these bundles, unpublished, and their ids."""
+
+    def fill_store(url: str, bundles: list[Path]) -> tuple[Store, list[str]]:
+        store = Store(url)
+        for bundle in bundles:
+            with store.staging() as staging:
+                store.add(Path(shutil.copytree(bundle, staging / bundle.name)))
+        return store, [bundle.name for bundle in bundles]
+
+    return fill_store

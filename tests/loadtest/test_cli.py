@@ -1,0 +1,111 @@
+"""The command: a whole run against a real server, and one line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from loadtest import cli
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["t2diff-loadtest", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return run
+
+
+def test_run_writes_a_report_and_prints_the_verdict(server, tmp_path, command):
+    options = ["--rate", "20,40", "--duration", "0.5", "--warmup", "0.1", "--users", "5", "--top-k", "7"]
+    folder = tmp_path / "out"
+    # A limit so wide that only a broken service misses it: this machine may be busy.
+    code, out, _ = command(
+        "run", "--url", server.url, *options, "--p99-limit-ms", "60000", "--out", str(folder)
+    )
+    assert code == 0
+    report = json.loads((folder / "report.json").read_text())
+    assert [probe["asked_rate"] for probe in report["probes"]] == [20, 40]
+    assert [probe["num_answers"] for probe in report["probes"]] == [10, 20]
+    assert report["settings"]["top_k"] == 7
+    assert "p99 2.500 ms against 0.68 ms: over budget by 3.68×" in out
+    assert str(folder / "report.md") in out
+
+    (folder / "report.md").unlink()
+    assert command("report", str(folder))[0] == 0
+    assert (folder / "report.md").exists()
+    code, out, _ = command("report", str(folder), "--against", str(folder))
+    assert code == 0
+    assert "1.00×" in out
+
+
+def test_run_from_a_fresh_process_finds_the_knee(server, tmp_path):
+    options = ["--find-knee", "--start-rate", "20", "--max-rate", "40", "--duration", "0.4", "--warmup", "0"]
+    options += ["--p99-limit-ms", "60000", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "loadtest.cli", "run", "--url", server.url, *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.png").exists()
+    assert "held" in done.stderr
+
+
+def test_seed_and_run_use_the_same_users(server, tmp_path, command):
+    log = tmp_path / "events.csv"
+    log.write_text("user_id,item_id,timestamp\n" + "".join(f"u,i{n},{1_700_000_000 + n}\n" for n in range(9)))
+    code, out, _ = command("seed", "--url", server.url, "--users", "3", "--log", str(log))
+    assert code == 0
+    assert "3 users, 27 events: loadtest-user-000001 … loadtest-user-000003" in out
+    seeded = {event["user_id"] for events in server.seen()["posted"] for event in events}
+    options = ["--rate", "50", "--duration", "0.4", "--warmup", "0", "--users", "3", "--out", str(tmp_path)]
+    assert command("run", "--url", server.url, *options)[0] == 0
+    assert set(server.seen()["users"]) == seeded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "name either --rate"),
+        (["run", "--rate", "5", "--find-knee"], "name either --rate"),
+        (["run", "--rate", "fast"], "rate 'fast'"),
+        (["run", "--rate", "50,-1"], "rate -1"),
+        (["run", "--rate", "nan"], "rate nan"),
+        (["run", "--rate", "5", "--duration", "0"], "duration 0"),
+        (["run", "--rate", "5", "--arrivals", "uniform"], "arrivals 'uniform'"),
+        (["run", "--rate", "5", "--p99-limit-ms", "0"], "p99-limit-ms 0"),
+        (["run", "--rate", "5", "--pin-cpu", "9999"], "pin-cpu 9999"),
+        (["run", "--rate", "5", "--url", "http://127.0.0.1:1"], "service not reachable"),
+        (["run", "--rate", "5", "--url", "http://recall.example.com"], "--allow-remote"),
+        (["seed", "--url", "http://recall.example.com", "--log", "x"], "--allow-remote"),
+        (["seed"], "name either --log"),
+        (["report", "/nowhere"], "no report in /nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(*arguments)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_help_names_every_command(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    assert all(name in out for name in ("run", "seed", "report"))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.batch import Sequence
+from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from model.registry import build_model
+from tests.model.conftest import TINY
+
+
+def _checkpoint() -> Checkpoint:
+    return Checkpoint(
+        model=build_model("t2diff", TINY, 3),
+        model_name="t2diff",
+        model_config=dict(TINY),
+        item_ids=["a", "ß", "日本"],
+        popular=np.array([2, 1], dtype=np.int32),
+        canary=[Sequence(np.array([1, 2]), np.array([10, 20]), 30)],
+        metrics={"validation/recall_at_20": 0.5},
+        dataset_id="abc",
+        seed=7,
+    )
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    saved = _checkpoint()
+    save_checkpoint(tmp_path / "run" / "checkpoint", saved)
+    for path in (tmp_path / "run" / "checkpoint", tmp_path / "run"):
+        loaded = load_checkpoint(path)
+        assert loaded.item_ids == saved.item_ids
+        assert loaded.popular.tolist() == [2, 1]
+        assert loaded.canary[0].timestamp.tolist() == [10, 20]
+        assert loaded.canary[0].request_time == 30
+        assert loaded.metrics == saved.metrics
+        assert not loaded.model.training
+        state = saved.model.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_saving_again_replaces_the_whole_folder(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", _checkpoint())
+    (tmp_path / "c" / "stale").write_text("x")
+    save_checkpoint(tmp_path / "c", _checkpoint())
+    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == [
+        "item_ids.parquet",
+        "manifest.json",
+        "model.safetensors",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]  # nothing is left beside it
+
+
+def test_missing_and_damaged_checkpoints_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*train one first"):
+        load_checkpoint(tmp_path / "nothing")
+    for name in ("model.safetensors", "item_ids.parquet", "manifest.json"):
+        save_checkpoint(tmp_path / name, _checkpoint())
+        data = (tmp_path / name / name).read_bytes()
+        (tmp_path / name / name).write_bytes(data[: len(data) // 2])
+        with pytest.raises(CheckpointError, match="is damaged"):
+            load_checkpoint(tmp_path / name)

@@ -1,0 +1,196 @@
+"""Real parts for the service's tests: redis-servers, a tiny published bundle, a service in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from index_builder.build import build_bundle
+from index_builder.bundle import current_bundle, load_bundle
+from index_builder.publish import Store
+from model.batch import Sequence
+from model.checkpoint import Checkpoint
+from model.registry import build_model
+from service.app import create_app
+from service.batcher import Batcher
+from service.embedded_redis import EmbeddedRedis, find_redis_server
+from service.engine import Engine, set_threads
+from service.metrics import Metrics
+from service.recall import RecallService
+from service.sequence_store import SequenceStore, StoreOptions, options_of
+from service.settings import ServiceSettings
+
+NUM_ITEMS = 60
+TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Async tests run on the loop that the service runs on."""
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session")
+def redis_on_a_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Somebody's own Redis: the URL of a redis-server over TCP."""
+    folder = tmp_path_factory.mktemp("redis")
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [find_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""],
+        stdout=subprocess.DEVNULL,
+    )
+    give_up = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            assert time.monotonic() < give_up, "redis-server did not start"
+            time.sleep(0.02)
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture(params=["embedded", "own"])
+async def redis_url(
+    request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: object
+) -> AsyncIterator[str]:
+    """Both ways of having a Redis."""
+    if request.param == "own":
+        yield request.getfixturevalue("redis_on_a_port")
+        return
+    async with EmbeddedRedis(tmp_path) as embedded:
+        yield embedded.url
+
+
+@pytest.fixture
+async def store(redis_url: str, request: pytest.FixtureRequest) -> AsyncIterator[SequenceStore]:
+    """A store under a namespace of its own, patient enough for a loaded machine."""
+    options = StoreOptions(
+        namespace=f"test-{abs(hash(request.node.nodeid)):x}",
+        read_timeout_ms=2000,
+        write_timeout_ms=5000,
+        max_length=5,
+    )
+    store = SequenceStore(redis_url, options)
+    yield store
+    await store.close()
+
+
+def build_tiny(store: Store, seed: int) -> str:
+    """Build an untrained bundle over items i1..i60 and return its id; nothing is published."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    choice = np.random.default_rng(seed)
+    canary = [
+        Sequence(
+            choice.integers(1, NUM_ITEMS + 1, 5),
+            np.sort(choice.integers(1_600_000_000, 1_700_000_000, 5)),
+            1_700_000_100,
+        )
+        for _ in range(3)
+    ]
+    checkpoint = Checkpoint(
+        model=build_model("t2diff", TINY, NUM_ITEMS).eval(),
+        model_name="t2diff",
+        model_config=TINY,
+        item_ids=[f"i{number}" for number in range(1, NUM_ITEMS + 1)],
+        popular=np.arange(20, 0, -1, dtype=np.int32),
+        canary=canary,
+        metrics={"validation/recall_at_20": 0.1},
+        dataset_id="tiny",
+        seed=seed,
+    )
+    return build_bundle(checkpoint, store)
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one published bundle; tests that change it take a copy."""
+    store = Store(tmp_path_factory.mktemp("bundles"))
+    store.publish(build_tiny(store, seed=0))
+    return Path(store.url)
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[[Store, int], str]:
+    """`build(store, seed)`: another bundle."""
+    return build_tiny
+
+
+@pytest.fixture(scope="session")
+def engine(bundles: Path) -> Engine:
+    """The published bundle, loaded."""
+    url = current_bundle(bundles)
+    assert url is not None
+    return Engine(load_bundle(url), device="cpu")
+
+
+@dataclass
+class Running:
+    """A service in this process, and a client of its HTTP app."""
+
+    service: RecallService
+    client: httpx.AsyncClient
+    app: Any
+
+
+Start = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def start(
+    bundles: Path, engine: Engine, redis_on_a_port: str, request: pytest.FixtureRequest, anyio_backend: object
+) -> AsyncIterator[Start]:
+    """`await start(setting=value, …)`: a service on the published bundle and a Redis namespace of its own."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start_service(**overrides: Any) -> Running:
+            values: dict[str, Any] = {
+                "bundles": str(bundles),
+                "redis_url": redis_on_a_port,
+                "redis_namespace": f"test-{abs(hash(request.node.nodeid)):x}",
+                "redis_read_timeout_ms": 2000,
+                "redis_write_timeout_ms": 5000,
+                "deadline_ms": 20_000,
+                "request_time": "none",
+            }
+            settings = ServiceSettings(**(values | overrides))
+            metrics = Metrics()
+            assert settings.redis_url is not None
+            store = SequenceStore(
+                settings.redis_url.get_secret_value(), options_of(settings), metrics.set_breaker
+            )
+            stack.push_async_callback(store.close)
+            batcher: Batcher[Any, Any] = Batcher(
+                max_batch=settings.max_batch,
+                max_queue=settings.max_queue,
+                on_thread_start=partial(set_threads, 1),
+                on_batch=lambda answers: metrics.observe_batch(answers[0]),
+            )
+            stack.push_async_callback(batcher.close)
+            service = RecallService(settings, store=store, batcher=batcher, metrics=metrics)
+            service.swap(engine)
+            app = create_app(service)
+            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)  # type: ignore[arg-type]
+            client = httpx.AsyncClient(transport=transport, base_url="http://service")
+            await stack.enter_async_context(client)
+            return Running(service, client, app)
+
+        yield start_service

@@ -1,0 +1,198 @@
+"""The store against a real redis-server, embedded and one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+
+import pytest
+from redis import asyncio as redis
+
+from service.deadline import Deadline
+from service.errors import StoreUnavailableError
+from service.packed_sequence import StoredSequence
+from service.sequence_store import SequenceStore, StoredEvent, StoreOptions
+
+pytestmark = pytest.mark.anyio
+IN_TIME = Deadline(time.monotonic() + 3600)
+
+
+def events(user_id: str, *pairs: tuple[str, int]) -> list[StoredEvent]:
+    return [StoredEvent(user_id, item_id, timestamp) for item_id, timestamp in pairs]
+
+
+async def stored(store: SequenceStore, user_id: str) -> list[tuple[str, int]] | None:
+    sequence = await store.read(user_id, IN_TIME)
+    return None if sequence is None else list(zip(sequence.item_ids, sequence.timestamps, strict=True))
+
+
+async def test_a_user_without_events_has_no_sequence(store: SequenceStore) -> None:
+    assert await store.read("nobody", IN_TIME) is None
+
+
+async def test_appended_events_are_read_back_in_order_of_time_then_arrival(store: SequenceStore) -> None:
+    await store.append(events("u", ("b", 20), ("a", 10)))
+    await store.append(events("u", ("c", 20), ("z", 5)))
+    assert await stored(store, "u") == [("z", 5), ("a", 10), ("b", 20), ("c", 20)]
+
+
+async def test_only_the_newest_behaviours_are_kept(store: SequenceStore) -> None:
+    await store.append(events("u", *[(f"i{n}", n) for n in range(1, 9)]))
+    assert await stored(store, "u") == [(f"i{n}", n) for n in range(4, 9)]
+    await store.append(events("u", ("too-old", 1)))
+    assert await stored(store, "u") == [(f"i{n}", n) for n in range(4, 9)]
+
+
+async def test_repeating_a_call_changes_nothing(store: SequenceStore) -> None:
+    for _ in range(3):
+        await store.append(events("u", ("a", 10), ("b", 10), ("a", 11)))
+    assert await stored(store, "u") == [("a", 10), ("b", 10), ("a", 11)]
+
+
+async def test_odd_identifiers_survive(store: SequenceStore) -> None:
+    odd = ["café 🎬", "a,b:c;d", "%s {} \\n", "日本語", "'\"`", "-1", "x" * 128]
+    for user_id in odd:
+        await store.append(events(user_id, *[(item, 10 + n) for n, item in enumerate(odd[-5:])]))
+    for user_id in odd:
+        assert await stored(store, user_id) == [(item, 10 + n) for n, item in enumerate(odd[-5:])]
+
+
+async def test_one_call_stores_events_of_many_users(store: SequenceStore) -> None:
+    users = [f"user{n}" for n in range(100)]
+    await store.append([StoredEvent(user, f"{user}-{k}", k) for k in range(3) for user in users])
+    sequences = await asyncio.gather(*(stored(store, user) for user in users))
+    assert sequences == [[(f"{user}-{k}", k) for k in range(3)] for user in users]
+
+
+async def test_concurrent_appends_lose_nothing(redis_url: str) -> None:
+    store = SequenceStore(
+        redis_url, StoreOptions(namespace="concurrent", write_timeout_ms=10_000, read_timeout_ms=5000)
+    )
+    order = list(range(1, 101))
+    random.Random(0).shuffle(order)
+    await asyncio.gather(*(store.append(events("u", (f"i{n}", n))) for n in order))
+    assert await stored(store, "u") == [(f"i{n}", n) for n in range(1, 101)]
+    await store.close()
+
+
+async def test_a_sequence_expires(redis_url: str) -> None:
+    store = SequenceStore(redis_url, StoreOptions(namespace="expiring", ttl_s=1234, read_timeout_ms=2000))
+    await store.append(events("u", ("a", 10)))
+    client = redis.Redis.from_url(redis_url)
+    keys = [key async for key in client.scan_iter("expiring:*")]
+    assert len(keys) == 1
+    assert 1200 < await client.ttl(keys[0]) <= 1234
+    await client.aclose()
+    await store.close()
+
+
+HOSTILE: list[Any] = [
+    b"somebody-else\n10\na\n",
+    b"u\n10\na",
+    b"u\n10\n",
+    b"u\nten\na\n",
+    b"u\n-5\na\n",
+    b"u\n99999999999999999999\na\n",
+    b"u",
+    b"",
+    b"\xff\xfe\x00",
+    b"u\n" + b"9" * 5000 + b"\na\n",
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+async def test_a_value_that_is_not_this_users_fails_that_read_alone_and_is_healed(
+    redis_url: str, value: bytes
+) -> None:
+    store = SequenceStore(redis_url, StoreOptions(namespace="hostile", read_timeout_ms=2000))
+    client = redis.Redis.from_url(redis_url)
+    await store.append(events("good", ("a", 10)))
+    await client.set("hostile:seq1:u", value)
+    users = ("good", "u", "nobody")
+    reads = await asyncio.gather(*(store.read(user, IN_TIME) for user in users), return_exceptions=True)
+    assert reads[0] == StoredSequence(["a"], [10])
+    assert isinstance(reads[1], StoreUnavailableError)
+    assert reads[1].reason == "crossed"
+    assert reads[2] is None
+    await store.append(events("u", ("b", 20)))
+    healed = await stored(store, "u")
+    assert healed is not None
+    assert healed[-1] == ("b", 20)
+    await client.delete("hostile:seq1:u")
+    await client.aclose()
+    await store.close()
+
+
+async def test_a_key_of_another_type_is_no_sequence_and_is_replaced(redis_url: str) -> None:
+    store = SequenceStore(redis_url, StoreOptions(namespace="typed", read_timeout_ms=2000))
+    client = redis.Redis.from_url(redis_url)
+    await client.rpush("typed:seq1:u", "a", "b")
+    assert await store.read("u", IN_TIME) is None
+    await store.append(events("u", ("c", 1)))
+    assert await stored(store, "u") == [("c", 1)]
+    await client.aclose()
+    await store.close()
+
+
+async def test_cancelled_reads_never_give_another_users_sequence(store: SequenceStore) -> None:
+    users = [f"user{n}" for n in range(50)]
+    await store.append([StoredEvent(user, f"item-of-{user}", 10) for user in users])
+    choice = random.Random(1)
+    wrong, answered, cancelled = [], 0, 0
+
+    async def read(user: str) -> None:
+        nonlocal answered
+        sequence = await store.read(user, IN_TIME)
+        answered += 1
+        if sequence is None or sequence.item_ids != [f"item-of-{user}"]:
+            wrong.append((user, sequence))
+
+    for _ in range(60):
+        tasks = [asyncio.create_task(read(choice.choice(users))) for _ in range(20)]
+        for task in tasks:
+            if choice.random() < 0.5:
+                asyncio.get_running_loop().call_later(choice.random() * 0.002, task.cancel)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        cancelled += sum(isinstance(result, asyncio.CancelledError) for result in results)
+    assert wrong == []
+    assert answered > 300
+    assert cancelled > 50
+
+
+async def test_a_cancelled_append_is_still_stored(store: SequenceStore) -> None:
+    task = asyncio.create_task(store.append(events("u", ("a", 10))))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await store.close()
+    assert await stored(store, "u") == [("a", 10)]
+
+
+async def test_an_acl_limited_to_the_commands_used_is_enough(redis_url: str) -> None:
+    client = redis.Redis.from_url(redis_url)
+    await client.execute_command(
+        "ACL", "SETUSER", "recall", "reset", "on", ">secret", "~acl:*",
+        "+echo", "+ping", "+mget", "+evalsha", "+eval", "+get", "+set", "+select",
+    )  # fmt: skip
+    separator = "@" if redis_url.startswith("unix") else "//"
+    url = (
+        redis_url.replace("unix://", "unix://recall@") + "?password=secret"
+        if separator == "@"
+        else redis_url.replace("//", "//recall:secret@")
+    )
+    store = SequenceStore(url, StoreOptions(namespace="acl", read_timeout_ms=2000))
+    await store.append(events("u", ("a", 10)))
+    assert await stored(store, "u") == [("a", 10)]
+    await store.close()
+
+    await client.execute_command("ACL", "SETUSER", "recall", "-echo")
+    refused = SequenceStore(url, StoreOptions(namespace="acl", read_timeout_ms=2000))
+    with pytest.raises(StoreUnavailableError, match="refused") as failure:
+        await refused.read("u", IN_TIME)
+    assert failure.value.reason == "refused"
+    await refused.close()
+    await client.execute_command("ACL", "DELUSER", "recall")
+    await client.aclose()
