@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,15 +148,16 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside `path`, flush it to disk and move it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    staging = path.parent / f".{path.name}-{uuid.uuid4().hex}"  # mkdtemp would make it unreadable to others
+    staging.mkdir()
     try:
         write(staging)
         for file in staging.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         if path.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            os.replace(path, retired / path.name)
+            retired = path.parent / f".{path.name}-old-{uuid.uuid4().hex}"
+            os.replace(path, retired)
             os.replace(staging, path)
             shutil.rmtree(retired)
         else:

@@ -77,7 +77,7 @@ def train_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     split: SplitName = "leave-one-out",
     epochs: Annotated[int, typer.Option(help="Most epochs; early stopping may end before.")] = 20,
-    batch_size: Annotated[int, typer.Option(help="Windows in a batch.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Windows in a batch.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 2e-3,
     weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
     targets_per_window: Annotated[
@@ -117,6 +117,11 @@ def train_command(
         task = bar.add_task("", total=None, epoch=0, epochs=epochs, loss="-", recall="-", best="-")
 
         def show(progress: TrainingProgress) -> None:
+            if progress.epoch_ended:  # a line that stays, for logs without a terminal
+                bar.console.print(
+                    f"epoch {progress.epoch}/{epochs}: loss {progress.loss:.4f}, "
+                    f"recall@20 {_figure(progress.recall_at_20)} (best {_figure(progress.best_recall_at_20)})"
+                )
             bar.update(
                 task,
                 total=progress.num_updates,
@@ -150,6 +155,9 @@ def evaluate(
     mask_seen: Annotated[
         bool, typer.Option("--mask-seen", help="Rank only items the user has not seen.")
     ] = False,
+    hide_request_time: Annotated[
+        bool, typer.Option("--hide-request-time", help="Do not tell the model when the target came.")
+    ] = False,
     max_users: Annotated[
         int | None, typer.Option(help="Ask an evenly spread part of the users only.")
     ] = None,
@@ -180,6 +188,7 @@ def evaluate(
             device=_device(device),
             seed=seed,
             mask_seen=mask_seen,
+            hide_request_time=hide_request_time,
             max_queries=max_users,
             on_batch=lambda done: bar.update(task, completed=done),
         )

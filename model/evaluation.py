@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from model.batch import UNKNOWN_TIME, collate
 from model.batch import Sequence as UserSequence
-from model.batch import collate
 from model.data.dataset import EvaluationSet
 from model.noise import fresh_noise
 from model.two_tower import TwoTower
@@ -48,11 +48,13 @@ def rank_targets(
     batch_size: int = 256,
     seed: int = 0,
     mask_seen: bool = False,
+    hide_request_time: bool = False,
     max_queries: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """The rank of each target among all M items.
 
+    mask_seen: rank only items the user has not seen   hide_request_time: do not tell when the target came
     max_queries: evaluate an evenly spread part only   on_batch: told the number of queries done
     -> (Q,) int64, 1 being first
     """
@@ -67,6 +69,8 @@ def rank_targets(
     for first in range(0, len(queries), batch_size):
         chosen = queries[first : first + batch_size]
         sequences = [evaluation.sequence(int(query)) for query in chosen]
+        if hide_request_time:
+            sequences = [sequence._replace(request_time=UNKNOWN_TIME) for sequence in sequences]
         batch = collate(sequences, max_length=model.max_length).to(device)
         noise = None
         if model.num_steps:

@@ -35,6 +35,10 @@ def read_log(
     max_bad_share: Annotated[
         float, typer.Option(help="Refuse a log with a larger share of unreadable rows.")
     ] = 0.01,
+    skip_impossible_times: Annotated[
+        bool,
+        typer.Option("--skip-impossible-times", help="Count negative and future times as unreadable rows."),
+    ] = False,
     min_interactions: Annotated[int, typer.Option(help="Drop users with fewer interactions.")] = 5,
     max_per_user: Annotated[
         int | None, typer.Option(help="Keep only each user's last N interactions.")
@@ -51,6 +55,7 @@ def read_log(
         timestamp_column=timestamp_column,
         time_unit=time_unit,
         max_bad_share=max_bad_share,
+        skip_impossible_times=skip_impossible_times,
     )
     rules = Rules(min_interactions=min_interactions, max_per_user=max_per_user, duplicates=duplicates)
     with Console(stderr=True).status("reading the log"):

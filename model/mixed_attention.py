@@ -192,7 +192,7 @@ class MixedAttention(nn.Module):
             nn.Linear(2 * dim, 2 * dim), nn.SiLU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim)
         )
         self.norm_user = nn.LayerNorm(dim)
-        nn.init.normal_(self.of_gap.weight, std=0.02)
+        nn.init.zeros_(self.of_gap.weight)
 
     def forward(
         self,

@@ -15,14 +15,14 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from model.batch import SequenceBatch
+from model.batch import UNKNOWN_TIME, SequenceBatch
 from model.diffusion import diffuse, reverse, sample_steps, strided_steps
 from model.drift import apply_drift, prepare_drift, slice_positions
 from model.losses import kl_loss, sample_negatives, sampled_tower_loss, tower_loss
 from model.mixed_attention import MixedAttention, Readout
 from model.noise import Noise, fresh_noise
 from model.noise_schedule import BETA_SHAPES, NoiseSchedule
-from model.sessions import lag_bucket, session_start
+from model.sessions import NUM_LAG_BUCKETS, lag_bucket, session_start
 from model.two_tower import TwoTower
 from model.unet1d import Padding, UNet1d
 
@@ -44,14 +44,14 @@ class T2DiffConfig:
     num_inference_steps: int | None = None  # None: all T
     predicted_next: PredictedNext = "generated"
     num_training_steps: int = 1  # reverse steps that make x̂ while training
-    drift_scale: float = 1.0  # standard deviations of drift against those of noise; see PAPER.md
-    skip: bool = False
+    drift_scale: float = 0.1  # what the drift is multiplied by before noise of variance 1 is added
     kl_weight: float = 1.0  # λ
     unet_channels: tuple[int, int, int] = (32, 48, 48)
     unet_step_channels: int = 32
     unet_padding: Padding = "causal"
     readout: Readout = "last"
     time_lag: bool = True
+    request_time_dropout: float = 0.1  # share of training sequences that hide when the next behaviour is
     num_layers: int = 2
     num_heads: int = 2
     feed_forward_hidden: int = 192
@@ -82,14 +82,18 @@ class T2DiffConfig:
                 f"embedding_dim must be a multiple of 4 and of num_heads ({self.num_heads}), "
                 f"got {self.embedding_dim}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("dropout", "request_time_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.drift_scale <= 0:
+            raise ValueError(f"drift_scale must be above 0, got {self.drift_scale}")
 
 
 class T2Diff(TwoTower):
     """The user tower (diffusion, then mixed attention) and the item tower (the embedding table)."""
 
-    sampling_probability: torch.Tensor
+    sampling_probability: torch.Tensor  # (M,) of each item as a negative
+    seen_gap: torch.Tensor  # (NUM_LAG_BUCKETS,) which pauses before a target training has seen
 
     def __init__(self, config: T2DiffConfig, num_items: int) -> None:
         super().__init__()
@@ -112,6 +116,7 @@ class T2Diff(TwoTower):
             dropout=config.dropout,
         )
         self.register_buffer("sampling_probability", torch.full((num_items,), 1.0 / num_items))
+        self.register_buffer("seen_gap", torch.zeros(NUM_LAG_BUCKETS, dtype=torch.bool))
         if config.predicted_next == "learned_token":
             self.intent_token = nn.Parameter(torch.zeros(config.embedding_dim))
             return
@@ -183,20 +188,11 @@ class T2Diff(TwoTower):
         noise = noise or fresh_noise(sequence.shape, sequence.device)
 
         def approximate(drift: torch.Tensor, condition: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-            return self.approximate(drift, condition, step, mask)
+            return self._predict_drift(drift, condition, step, mask)
 
         steps = strided_steps(self.config.num_steps, num_visited)
         drift = reverse(approximate, sequence, noise, schedule=self.schedule, steps=steps)
         return apply_drift(drift / self.config.drift_scale, sequence)
-
-    def approximate(self, noised, sequence, step, mask):
-        predicted = self.unet(noised, sequence, step, self._unet_mask(mask))
-        s = self.config.drift_scale
-        if self.config.skip:
-            a = self.schedule.alphas_cumprod[step - 1][:, None, None]
-            var = a * s * s + 1 - a
-            return a.sqrt() * s * s / var * noised + s * (1 - a).sqrt() / var.sqrt() * predicted
-        return s * predicted
 
     def attend(
         self,
@@ -213,9 +209,7 @@ class T2Diff(TwoTower):
         )
         gap = lag = None
         if self.config.time_lag:
-            next_time = batch.next_time.gather(1, positions)  # (B, P)
-            gap = lag_bucket(next_time, batch.timestamp.gather(1, positions))
-            lag = lag_bucket(next_time[:, :, None], batch.timestamp[:, None, :])
+            gap, lag = self._lags(batch, positions)
         return self.attention(
             sequence,
             slice_positions(predicted_next, positions),
@@ -225,6 +219,26 @@ class T2Diff(TwoTower):
             lag=lag,
         )
 
+    def _lags(self, batch: SequenceBatch, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How long before the next behaviour the last one was, and every one.   -> (B, P), (B, P, N) buckets
+
+        When the next behaviour comes is the request's time in serving and the target's in training,
+        where it is hidden now and then so that a request without a time finds a trained answer. A pause
+        longer or shorter than any in training is treated as unknown, for its bucket is untrained.
+        """
+        next_time = batch.next_time.gather(1, positions)  # (B, P)
+        last_time = batch.timestamp.gather(1, positions)
+        if self.training and batch.target is not None:
+            hidden = torch.rand(len(positions), 1, device=positions.device) < self.config.request_time_dropout
+            next_time = next_time.masked_fill(hidden, UNKNOWN_TIME)
+            supervised = batch.target.gather(1, positions) != 0
+            self.seen_gap[lag_bucket(next_time, last_time)[supervised]] = True
+        else:
+            unseen = ~self.seen_gap[lag_bucket(next_time, last_time)]
+            next_time = next_time.masked_fill(unseen, UNKNOWN_TIME)
+        lag = lag_bucket(next_time[:, :, None], batch.timestamp[:, None, :])
+        return lag_bucket(next_time, last_time), lag
+
     def _train_diffusion(
         self, batch: SequenceBatch, sequence: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,7 +247,7 @@ class T2Diff(TwoTower):
         drift = scale * prepare_drift(sequence, self.embed(batch.next_item).detach())
         step = sample_steps(len(drift), self.config.num_steps, drift.device)
         noised_drift = diffuse(drift, step, torch.randn_like(drift), self.schedule)
-        predicted_drift = self.approximate(noised_drift, sequence, step, batch.mask)
+        predicted_drift = self._predict_drift(noised_drift, sequence, step, batch.mask)
         loss = kl_loss(predicted_drift / scale, drift / scale, batch.next_item != 0)
         if self.config.predicted_next == "noised_truth":
             return apply_drift(predicted_drift.detach() / scale, sequence), loss
@@ -243,11 +257,15 @@ class T2Diff(TwoTower):
             )
         return predicted_next, loss
 
+    def _predict_drift(
+        self, noised_drift: torch.Tensor, sequence: torch.Tensor, step: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """ẑ_0 (Eq. 15); the U-Net answers on the embeddings' own scale.   -> (B, N, D)"""
+        unet_mask = mask if self.config.unet_padding == "same" else None
+        return self.config.drift_scale * self.unet(noised_drift, sequence, step, unet_mask)
+
     def _tower_loss(self, user: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if self.num_items <= self.config.max_full_softmax_items:
             return tower_loss(user, self.item_embeddings(), target)
         negative, log_expected_count = sample_negatives(self.sampling_probability, self.config.num_negatives)
         return sampled_tower_loss(user, self.item_embeddings(), target, negative, log_expected_count)
-
-    def _unet_mask(self, mask: torch.Tensor) -> torch.Tensor | None:
-        return mask if self.config.unet_padding == "same" else None

@@ -36,7 +36,7 @@ class TrainingSettings:
     """How to train; recorded with the checkpoint."""
 
     epochs: int = 20
-    batch_size: int = 64  # windows
+    batch_size: int = 16  # windows
     targets_per_window: int | None = None  # None: every position of a window (dense)
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
@@ -61,6 +61,7 @@ class Progress:
     loss: float
     recall_at_20: float | None
     best_recall_at_20: float | None
+    epoch_ended: bool = False
 
 
 @dataclass
@@ -172,32 +173,41 @@ class _Run:
             self.windows.epoch(self.settings.seed, 0, batch_size=self.settings.batch_size)
         )
         num_updates = updates_per_epoch * self.settings.epochs
-        began, loss_sum, loss_count = time.monotonic(), 0.0, 0
+        loss_sum, loss_count = 0.0, 0
+
+        def report(recall: float | None, *, epoch_ended: bool = False) -> None:
+            if on_progress is None:
+                return
+            best = self.state.best_recall_at_20
+            on_progress(
+                Progress(
+                    epoch=self.state.epoch if epoch_ended else self.state.epoch + 1,
+                    epochs=self.settings.epochs,
+                    update=self.state.update,
+                    num_updates=num_updates,
+                    loss=loss_sum / max(loss_count, 1),
+                    recall_at_20=recall,
+                    best_recall_at_20=best if best >= 0 else None,
+                    epoch_ended=epoch_ended,
+                )
+            )
+
         self.model.train()
         while self.state.batch < len(batches):
+            began = time.monotonic()
             loss = self._update(batches[self.state.batch], num_updates)
+            self.state.seconds += time.monotonic() - began
             loss_sum, loss_count = loss_sum + loss, loss_count + 1
             self.state.batch += 1
             self.state.update += 1
             if self.state.update % 20 == 0:
                 writer.add_scalar("loss", loss, self.state.update)
-            if on_progress is not None:
-                best = self.state.best_recall_at_20
-                on_progress(
-                    Progress(
-                        epoch=self.state.epoch + 1,
-                        epochs=self.settings.epochs,
-                        update=self.state.update,
-                        num_updates=num_updates,
-                        loss=loss_sum / loss_count,
-                        recall_at_20=recall,
-                        best_recall_at_20=best if best >= 0 else None,
-                    )
-                )
+            report(recall)
             if self.state.update % self.settings.save_every_updates == 0 and self.state.batch < len(batches):
                 self._save_state()
-        self.state.seconds += time.monotonic() - began
-        return self._end_epoch(writer)
+        recall = self._end_epoch(writer)
+        report(recall, epoch_ended=True)
+        return recall
 
     def _update(self, windows: np.ndarray, num_updates: int) -> float:
         for group in self.optimizer.param_groups:

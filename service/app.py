@@ -1,13 +1,14 @@
 """The HTTP faces of the service: recall for callers, and metrics and admin on a port of their own.
 
 A route reads raw bytes, lets pydantic check them, and answers with orjson; nothing is validated twice.
-The OpenAPI document is therefore written from the schemas by `openapi.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import orjson
@@ -20,18 +21,13 @@ from service.errors import CONTENT_TYPE, ServiceError, invalid_input, problem, r
 from service.errors import shorten as shortened
 from service.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from service.middleware import SCOPE_KEY, Application, RequestContext, RequestMiddleware
-from service.openapi import complete, operation
+from service.openapi import OPERATIONS, openapi_document
 from service.recall import Recalled, RecallService
-from service.schemas import (
-    EVENT,
-    EVENTS,
-    RECALL_BATCH_REQUEST,
-    RECALL_REQUEST,
-    RecallRequest,
-    Refused,
-)
+from service.schemas import EVENT, EVENTS, RECALL_BATCH_REQUEST, RECALL_REQUEST, RecallRequest, Refused
 
-PUBLIC_ROUTES = {
+Handler = Callable[[Request], Awaitable[Response]]
+TITLE = "T2Diff recall"
+PUBLIC_LABELS = {
     "/recall": "recall",
     "/recall/batch": "recall_batch",
     "/events": "events",
@@ -41,107 +37,118 @@ PUBLIC_ROUTES = {
     "/docs": "docs",
     "/openapi.json": "docs",
 }
-ADMIN_ROUTES = {"/metrics": "metrics", "/admin/reload": "admin"}
+ADMIN_LABELS = {"/metrics": "metrics", "/admin/reload": "admin"}
 
 
 def create_app(service: RecallService) -> Application:
     """What callers see."""
-    app = FastAPI(
-        title="T2Diff recall",
-        summary="The recall stage: a user's next candidates out of the whole catalogue.",
-        redoc_url=None,
+    app = FastAPI(title=TITLE, redoc_url=None)
+    handlers = _Routes(service).handlers()
+    for name, operation in OPERATIONS.items():
+        app.add_route(operation.path, handlers[name], methods=[operation.method])
+    document = openapi_document(
+        {"title": TITLE, "version": _version(), "description": "The recall stage: a user's next candidates."},
+        {name: inspect.getdoc(handler) or "" for name, handler in handlers.items()},
     )
-    _add_error_handlers(app)
-    settings = service.settings
-
-    async def body_of(request: Request) -> bytes:
-        return await read_body(
-            _context(request),
-            request.receive,
-            max_bytes=settings.max_body_bytes,
-            timeout_s=settings.receive_timeout_s,
-        )
-
-    @app.post("/recall", **operation("recall"))
-    async def recall(request: Request) -> Response:
-        """Candidates for one user."""
-        context = _context(request)
-        deadline = deadline_of(context, settings.deadline_ms)
-        recalled = await service.recall(parse(RECALL_REQUEST, await body_of(request)), deadline)
-        context.timings = recalled.timings
-        context.batch_size = recalled.batch_size
-        context.bundle = recalled.bundle
-        return _json(recalled.document(context.request_id))
-
-    @app.post("/recall/batch", **operation("recall_batch"))
-    async def recall_batch(request: Request) -> Response:
-        """Candidates for up to 256 users, each answered or refused on its own."""
-        context = _context(request)
-        deadline = deadline_of(context, settings.deadline_ms)
-        batch = parse(RECALL_BATCH_REQUEST, await body_of(request))
-        service.check_ready()
-        members = [_member(service, context, asked, deadline) for asked in batch.requests]
-        return _json({"request_id": context.request_id, "responses": await asyncio.gather(*members)})
-
-    @app.post("/events", **operation("events"))
-    async def events(request: Request) -> Response:
-        """Append one behaviour, or a list of them, to users' sequences.
-
-        At least once: repeat the call when it fails; the same item at the same time is kept once.
-        """
-        context = _context(request)
-        deadline = deadline_of(context, settings.deadline_ms)
-        body = await body_of(request)
-        listed = body.lstrip()[:1] == b"["
-        appended = parse(EVENTS, body) if listed else [parse(EVENT, body)]
-        accepted = await service.append(appended, deadline)
-        return _json({"request_id": context.request_id, "accepted": accepted})
-
-    @app.get("/v2/health/live", **operation("live"))
-    async def live(request: Request) -> Response:
-        """Whether the process is worth keeping: fails when the device thread hangs."""
-        if service.wedged:
-            return _problem(request, 503, "wedged", "the device thread has been in one batch for too long")
-        return _json({"status": "ok"})
-
-    @app.get("/v2/health/ready", **operation("ready"))
-    async def ready(request: Request) -> Response:
-        """Whether requests are welcome; an outage of Redis does not change it."""
-        service.check_ready()
-        return _json({"status": "ok"})
-
-    @app.get("/v2/models/recall", **operation("model"))
-    async def model(request: Request) -> Response:
-        """The bundle that is being served."""
-        return _json(_model_info(service))
-
-    _describe(app)
-    return RequestMiddleware(
-        app, metrics=service.metrics, routes=PUBLIC_ROUTES, log_requests=settings.log_requests
-    )
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    return _finished(app, service, PUBLIC_LABELS)
 
 
 def create_admin_app(service: RecallService, reload: Callable[[], Awaitable[dict[str, Any]]]) -> Application:
     """Metrics and admin calls. reload: look at the store now; what became of it."""
-    app = FastAPI(title="T2Diff recall, metrics and admin", redoc_url=None)
-    _add_error_handlers(app)
+    app = FastAPI(title=f"{TITLE}: metrics and admin", openapi_url=None)
 
-    @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        """Prometheus metrics."""
         return Response(service.metrics.exposition(), media_type=METRICS_CONTENT_TYPE)
 
-    @app.post("/admin/reload")
     async def admin_reload(request: Request) -> Response:
-        """Load the store's current bundle now; a bad one is refused and the old one keeps serving."""
         outcome = await reload()
         if outcome["outcome"] == "refused":
             return _problem(request, 409, "bundle-refused", outcome["reason"])
         return _json(outcome)
 
-    return RequestMiddleware(
-        app, metrics=service.metrics, routes=ADMIN_ROUTES, log_requests=service.settings.log_requests
-    )
+    app.add_route("/metrics", metrics, methods=["GET"])
+    app.add_route("/admin/reload", admin_reload, methods=["POST"])
+    return _finished(app, service, ADMIN_LABELS)
+
+
+class _Routes:
+    """The public handlers; the first line of each docstring is what the documentation shows."""
+
+    def __init__(self, service: RecallService) -> None:
+        self._service = service
+        self._settings = service.settings
+
+    def handlers(self) -> dict[str, Handler]:
+        return {name: getattr(self, name) for name in OPERATIONS}
+
+    async def recall(self, request: Request) -> Response:
+        """Candidates for one user."""
+        context = _context(request)
+        deadline = deadline_of(context, self._settings.deadline_ms)
+        asked = parse(RECALL_REQUEST, await self._body(request))
+        recalled = await self._service.recall(asked, deadline)
+        context.timings = recalled.timings
+        context.batch_size = recalled.batch_size
+        context.bundle = recalled.bundle
+        return _json(recalled.document(context.request_id))
+
+    async def recall_batch(self, request: Request) -> Response:
+        """Candidates for up to 256 users, each answered or refused on its own."""
+        context = _context(request)
+        deadline = deadline_of(context, self._settings.deadline_ms)
+        batch = parse(RECALL_BATCH_REQUEST, await self._body(request))
+        members = [_member(self._service, context, asked, deadline) for asked in batch.requests]
+        return _json({"request_id": context.request_id, "responses": await asyncio.gather(*members)})
+
+    async def events(self, request: Request) -> Response:
+        """Append one behaviour, or a list of them, to users' sequences.
+
+        At least once: repeat the call when it fails. The same item at the same time is kept once.
+        """
+        context = _context(request)
+        deadline = deadline_of(context, self._settings.deadline_ms)
+        body = await self._body(request)
+        listed = body.lstrip()[:1] == b"["
+        appended = parse(EVENTS, body) if listed else [parse(EVENT, body)]
+        accepted = await self._service.append(appended, deadline)
+        return _json({"request_id": context.request_id, "accepted": accepted})
+
+    async def live(self, request: Request) -> Response:
+        """Whether the process is worth keeping: fails when the device thread hangs."""
+        if self._service.wedged:
+            return _problem(request, 503, "wedged", "the device thread has been in one batch for too long")
+        return _json({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether requests are welcome; an outage of Redis does not change it."""
+        self._service.check_ready()
+        return _json({"status": "ok"})
+
+    async def model(self, request: Request) -> Response:
+        """The bundle that is being served."""
+        engine = self._service.engine
+        manifest = engine.bundle.manifest
+        return _json(
+            {
+                "bundle": engine.bundle.bundle_id,
+                "model": engine.bundle.model_name,
+                "model_settings": manifest["model"]["config"],
+                "metric": engine.bundle.model.metric,
+                "device": engine.device,
+                "index": manifest["index"],
+                "num_items": len(engine.bundle.item_ids),
+                "metrics": manifest["offline_metrics"],
+            }
+        )
+
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(
+            _context(request),
+            request.receive,
+            max_bytes=self._settings.max_body_bytes,
+            timeout_s=self._settings.receive_timeout_s,
+        )
 
 
 async def _member(
@@ -156,19 +163,10 @@ async def _member(
     return {"status": 200, "answer": recalled.document(context.request_id)}
 
 
-def _model_info(service: RecallService) -> dict[str, Any]:
-    engine = service.engine
-    manifest = engine.bundle.manifest
-    return {
-        "bundle": engine.bundle.bundle_id,
-        "model": engine.bundle.model_name,
-        "model_settings": manifest["model"]["config"],
-        "metric": engine.bundle.model.metric,
-        "device": engine.device,
-        "index": manifest["index"],
-        "num_items": len(engine.bundle.item_ids),
-        "metrics": manifest["offline_metrics"],
-    }
+def _finished(app: FastAPI, service: RecallService, labels: dict[str, str]) -> Application:
+    _add_error_handlers(app)
+    log_requests = service.settings.log_requests
+    return RequestMiddleware(app, metrics=service.metrics, routes=labels, log_requests=log_requests)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -201,11 +199,6 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
-def _describe(app: FastAPI) -> None:
-    document = complete(app.openapi())  # kept by the app, and served at /openapi.json
-    assert app.openapi_schema is document
-
-
 def _context(request: Request) -> RequestContext:
     context: RequestContext = request.scope[SCOPE_KEY]
     return context
@@ -218,3 +211,10 @@ def _json(document: Any) -> Response:
 def _problem(request: Request, status: int, kind: str, detail: str, *, headers: Any = None) -> Response:
     document = problem(status, kind=kind, detail=detail, request_id=_context(request).request_id)
     return Response(render(document), status_code=status, media_type=CONTENT_TYPE, headers=headers)
+
+
+def _version() -> str:
+    try:
+        return version("t2diff-recall")
+    except PackageNotFoundError:
+        return "0"

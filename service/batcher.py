@@ -107,14 +107,14 @@ class Batcher(Generic[Request, Answer]):
                 raise QueueFullError(self._max_queue)
             self._queue.append(entry)
             self._wake.notify()
+        timer = self._loop.call_at(deadline.at, self._expire, entry)
         try:
-            async with asyncio.timeout_at(deadline.at):
-                return await entry.future
-        except TimeoutError:
-            raise DeadlineExceededError("the deadline passed before the model could answer") from None
+            return await entry.future
+        except asyncio.CancelledError:
+            self._forget(entry)  # its caller left: free the place
+            raise
         finally:
-            if entry.future.cancelled():  # timed out or its caller left: free the place
-                self._forget(entry)
+            timer.cancel()
 
     async def call(self, function: Callable[[], Result]) -> Result:
         """Run `function` on the device thread, between two batches."""
@@ -139,6 +139,11 @@ class Batcher(Generic[Request, Answer]):
             self._calls.clear()
         _deliver([(future, None, error) for future in futures])
 
+    def _expire(self, entry: _Entry) -> None:
+        if not entry.future.done():
+            self._forget(entry)
+            entry.future.set_exception(_late())
+
     def _forget(self, entry: _Entry) -> None:
         with self._wake, contextlib.suppress(ValueError):
             self._queue.remove(entry)
@@ -156,16 +161,10 @@ class Batcher(Generic[Request, Answer]):
                     return
                 call = self._calls.popleft() if self._calls else None
                 batch, expired = ([], []) if call else self._take()
-                self._busy_since = time.monotonic()
-            outcomes: list[_Outcome] = [
-                (
-                    entry.future,
-                    None,
-                    DeadlineExceededError("the deadline passed while the request was queued"),
-                )
-                for entry in expired
-            ]
-            outcomes += _run_call(*call) if call else _run_batch(batch, self._busy_since, self._on_batch)
+                started = time.monotonic()
+                self._busy_since = started if batch else None
+            outcomes: list[_Outcome] = [(entry.future, None, _late()) for entry in expired]
+            outcomes += _run_call(*call) if call else _run_batch(batch, started, self._on_batch)
             del call, batch, expired  # hold no engine while idle: a swapped one must be free to go
             self._busy_since = None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -181,7 +180,7 @@ class Batcher(Generic[Request, Answer]):
             if batch and self._queue[0].engine is not batch[0].engine:
                 break
             entry = self._queue.popleft()
-            if entry.future.cancelled():
+            if entry.future.done():
                 continue
             (expired if entry.deadline.at <= now else batch).append(entry)
         return batch, expired
@@ -219,6 +218,10 @@ def _run_call(function: Callable[[], Any], future: asyncio.Future[Any]) -> list[
         return [(future, None, error)]
     except BaseException as error:
         return [(future, None, RuntimeError(f"{type(error).__name__} on the device thread"))]
+
+
+def _late() -> DeadlineExceededError:
+    return DeadlineExceededError("the deadline passed before the model could answer")
 
 
 def _deliver(outcomes: list[_Outcome]) -> None:

@@ -27,14 +27,14 @@ def _run(settings: ServiceSettings) -> None:
     from service.logs import start_logging
     from service.server import StartError, serve
 
-    logs = start_logging(settings.log_level)
+    stop_logging = start_logging(settings.log_level)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, announce=_announce))
     except (StartError, EmbeddedRedisError, ValueError) as error:
         _fail(error)
     finally:
-        logs.stop()
+        stop_logging()
 
 
 def _announce(text: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -32,12 +32,20 @@ class Coalescer(Generic[Key, Value]):
         self._waiting: deque[tuple[Key, asyncio.Future[Value]]] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
-    async def get(self, key: Key) -> Value:
-        """The value of `key`, or the exception that its call ended with."""
-        future: asyncio.Future[Value] = asyncio.get_running_loop().create_future()
+    async def get(self, key: Key, *, give_up_at: float) -> Value:
+        """The value of `key`, or the exception that its call ended with; TimeoutError at `give_up_at`.
+
+        give_up_at: on the loop's clock
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Value] = loop.create_future()
         self._waiting.append((key, future))
         self._start_lanes()
-        return await future
+        timer = loop.call_at(give_up_at, _give_up, future)
+        try:
+            return await future
+        finally:
+            timer.cancel()
 
     async def close(self) -> None:
         """Wait for the calls on their way; they are bounded by their own timeouts."""
@@ -86,3 +94,8 @@ class Coalescer(Generic[Key, Value]):
                 future.set_exception(value)
             else:
                 future.set_result(value)
+
+
+def _give_up(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())

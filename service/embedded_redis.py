@@ -99,7 +99,9 @@ class EmbeddedRedis:
             start_new_session=True,  # Ctrl-C is for the service, which still needs Redis to drain
         )
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not await asyncio.to_thread(_answers, self.socket_path):
+        while (reply := await asyncio.to_thread(_ping, self.socket_path)) != b"+PONG":
+            if reply.startswith(b"-LOADING"):  # a long file takes its time
+                deadline = time.monotonic() + START_TIMEOUT_S
             if self._process.returncode is not None or time.monotonic() > deadline:
                 raise EmbeddedRedisError(f"the embedded redis-server did not start: {self._last_log_line()}")
             await asyncio.sleep(0.02)
@@ -218,16 +220,16 @@ def _socket_path(folder: Path) -> Path:
     return private / "redis.sock"
 
 
-def _answers(path: Path) -> bool:
-    """Whether a server answers PING; one that is still loading its file does not count."""
+def _ping(path: Path) -> bytes:
+    """What a server answers to PING, or nothing."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(1.0)
         try:
             client.connect(str(path))
             client.sendall(b"PING\r\n")
-            return client.recv(64).startswith(b"+PONG")
+            return client.recv(256).strip()
         except OSError:
-            return False
+            return b""
 
 
 def _pid_of_server(folder: Path) -> int | None:

@@ -13,16 +13,19 @@ import logging
 import logging.handlers
 import queue
 import sys
+import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 _MAX_WAITING = 10_000
+_STOP_TIMEOUT_S = 2.0
 
 
-def start_logging(level: str) -> logging.handlers.QueueListener:
-    """Route every logger of the process here. Call `stop()` of what is returned at the end."""
+def start_logging(level: str) -> Callable[[], None]:
+    """Route every logger of the process here. Call what is returned at the end: it writes what waits."""
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(_MAX_WAITING)
     target = logging.StreamHandler(sys.stderr)
     target.setFormatter(JsonFormatter())
@@ -34,7 +37,17 @@ def start_logging(level: str) -> logging.handlers.QueueListener:
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))
     listener = logging.handlers.QueueListener(waiting, target)
     listener.start()
-    return listener
+
+    def close() -> None:
+        with contextlib.suppress(queue.Full):
+            listener.stop()
+
+    def stop() -> None:
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(_STOP_TIMEOUT_S)  # nobody may be reading
+
+    return stop
 
 
 class JsonFormatter(logging.Formatter):

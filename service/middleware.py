@@ -8,8 +8,8 @@ connection.
 from __future__ import annotations
 
 import logging
+import os
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,7 +128,7 @@ def _request_id(given: bytes | None) -> str:
     """The caller's id when it is short, visible ASCII; a fresh one otherwise."""
     if given and len(given) <= MAX_REQUEST_ID_LENGTH and all(0x21 <= byte <= 0x7E for byte in given):
         return given.decode("ascii")
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 async def _send_internal_error(context: RequestContext, send: Send) -> None:

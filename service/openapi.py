@@ -1,8 +1,12 @@
-"""The OpenAPI document's parts, from the schemas: routes take raw bytes, so FastAPI cannot infer them."""
+"""The public routes and their OpenAPI document, both from one table.
+
+Routes take raw bytes and validate them once, so FastAPI cannot infer the document; and its routing
+would cost a third of a request's time for inference that is not used.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
@@ -21,21 +25,50 @@ from service.schemas import (
     RecallRequest,
 )
 
-_MODELS: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-    (RecallRequest, "validation"),
-    (RecallBatchRequest, "validation"),
-    (EventsRequest, "validation"),
-    (RecallAnswer, "serialization"),
-    (RecallBatchAnswer, "serialization"),
-    (EventsAnswer, "serialization"),
-    (Health, "serialization"),
-    (ModelInfo, "serialization"),
-    (Problem, "serialization"),
-]
+
+class Operation(NamedTuple):
+    """One route: its place, what it takes, what it answers, and which errors beyond 500 it knows."""
+
+    method: str
+    path: str
+    body: type[BaseModel] | None
+    answer: type[BaseModel]
+    errors: tuple[int, ...]
+    example: Any = None
+
+
+_OF_BODY = (400, 408, 413, 415, 422)
+OPERATIONS = {
+    "recall": Operation(
+        "POST",
+        "/recall",
+        RecallRequest,
+        RecallAnswer,
+        (*_OF_BODY, 429, 503, 504),
+        {"user_id": "u42", "top_k": 10},
+    ),
+    "recall_batch": Operation(
+        "POST",
+        "/recall/batch",
+        RecallBatchRequest,
+        RecallBatchAnswer,
+        (*_OF_BODY, 503),
+        {"requests": [{"user_id": "u42"}, {"user_id": "u43", "top_k": 5}]},
+    ),
+    "events": Operation(
+        "POST",
+        "/events",
+        EventsRequest,
+        EventsAnswer,
+        (*_OF_BODY, 503, 504),
+        {"user_id": "u42", "item_id": "12", "timestamp": 1700000000},
+    ),
+    "live": Operation("GET", "/v2/health/live", None, Health, (503,)),
+    "ready": Operation("GET", "/v2/health/ready", None, Health, (503,)),
+    "model": Operation("GET", "/v2/models/recall", None, ModelInfo, (503,)),
+}
 _ERRORS = {
     400: "The body is not JSON, or a header is malformed.",
-    404: "There is no such resource.",
-    405: "The resource does not take this method.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
@@ -45,56 +78,47 @@ _ERRORS = {
     503: "Nothing can answer now: no bundle, Redis away (events), or shutting down.",
     504: "The deadline passed.",
 }
-_OF_BODY = (400, 408, 413, 415, 422)
-_OPERATIONS: dict[str, tuple[type[BaseModel] | None, type[BaseModel], tuple[int, ...]]] = {
-    "recall": (RecallRequest, RecallAnswer, (*_OF_BODY, 429, 500, 503, 504)),
-    "recall_batch": (RecallBatchRequest, RecallBatchAnswer, (*_OF_BODY, 500, 503)),
-    "events": (EventsRequest, EventsAnswer, (*_OF_BODY, 500, 503, 504)),
-    "live": (None, Health, (500, 503)),
-    "ready": (None, Health, (500, 503)),
-    "model": (None, ModelInfo, (500, 503)),
-}
-_EXAMPLES: dict[str, Any] = {
-    "recall": {"user_id": "u42", "top_k": 10},
-    "recall_batch": {"requests": [{"user_id": "u42"}, {"user_id": "u43", "top_k": 5}]},
-    "events": {"user_id": "u42", "item_id": "12", "timestamp": 1700000000},
-}
 
 
-def operation(name: str) -> dict[str, Any]:
-    """What FastAPI's route decorators take to describe operation `name`."""
-    body, answer, errors = _OPERATIONS[name]
-    responses: dict[int, dict[str, Any]] = {
-        200: {"description": answer.__doc__, "content": {"application/json": {"schema": _reference(answer)}}}
+def openapi_document(info: dict[str, Any], descriptions: dict[str, str]) -> dict[str, Any]:
+    """The document of OPERATIONS.   descriptions: operation name -> text"""
+    models: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(Problem, "serialization"): None}
+    paths: dict[str, Any] = {}
+    for name, operation in OPERATIONS.items():
+        if operation.body is not None:
+            models[operation.body, "validation"] = None
+        models[operation.answer, "serialization"] = None
+        described = _describe(name, operation, descriptions[name])
+        paths.setdefault(operation.path, {})[operation.method.lower()] = described
+    _, schemas = models_json_schema(list(models), ref_template="#/components/schemas/{model}")
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas["$defs"]}}
+
+
+def _describe(name: str, operation: Operation, description: str) -> dict[str, Any]:
+    timing = {"Server-Timing": {"description": "Stages, in ms.", "schema": {"type": "string"}}}
+    ok = {"description": operation.answer.__doc__, "headers": timing, **_content(operation.answer)}
+    errors = {
+        str(status): {"description": _ERRORS[status], **_content(Problem, CONTENT_TYPE)}
+        for status in (*operation.errors, 500)
     }
-    for status in errors:
-        content = {CONTENT_TYPE: {"schema": _reference(Problem)}}
-        responses[status] = {"description": _ERRORS[status], "content": content}
-    extra: dict[str, Any] = {
-        "parameters": [_header("X-Request-ID", "Echoed in the answer.", {"type": "string"})]
+    request_id = _header("X-Request-ID", "Echoed in the answer.", {"type": "string"})
+    described: dict[str, Any] = {
+        "operationId": name,
+        "summary": description.strip().split("\n", 1)[0],
+        "description": description,
+        "parameters": [request_id],
+        "responses": {"200": ok, **errors},
     }
-    if body is not None:
-        content = {"application/json": {"schema": _reference(body), "example": _EXAMPLES[name]}}
-        extra["requestBody"] = {"required": True, "content": content}
+    if operation.body is not None:
         milliseconds = {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS}
-        extra["parameters"].append(_header("X-Deadline-Ms", "Time the request may take.", milliseconds))
-    return {"responses": responses, "openapi_extra": extra, "operation_id": name}
+        described["parameters"].append(_header("X-Deadline-Ms", "Time the request may take.", milliseconds))
+        described["requestBody"] = {"required": True, **_content(operation.body)}
+        described["requestBody"]["content"]["application/json"]["example"] = operation.example
+    return described
 
 
-def complete(document: dict[str, Any]) -> dict[str, Any]:
-    """Add the schemas that the operations refer to."""
-    _, definitions = models_json_schema(_MODELS, ref_template="#/components/schemas/{model}")
-    document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-    for path in document["paths"].values():
-        for described in path.values():
-            described["responses"][200 if 200 in described["responses"] else "200"].setdefault(
-                "headers", {"Server-Timing": {"description": "Stages in ms.", "schema": {"type": "string"}}}
-            )
-    return document
-
-
-def _reference(model: type[BaseModel]) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{model.__name__}"}
+def _content(model: type[BaseModel], media_type: str = "application/json") -> dict[str, Any]:
+    return {"content": {media_type: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}}
 
 
 def _header(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -100,8 +100,8 @@ class SequenceStore:
     async def read(self, user_id: str, deadline: Deadline) -> StoredSequence | None:
         """The user's sequence, or None for a user without one. Raises StoreUnavailableError."""
         try:
-            async with asyncio.timeout_at(deadline.capped_ms(self._options.read_timeout_ms)):
-                return await self._coalescer.get(user_id)
+            give_up_at = deadline.capped_ms(self._options.read_timeout_ms)
+            return await self._coalescer.get(user_id, give_up_at=give_up_at)
         except TimeoutError:
             raise StoreUnavailableError("timeout", "Redis did not answer in time") from None
 

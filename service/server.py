@@ -35,6 +35,8 @@ from service.settings import ServiceSettings, environment_variable_of, flag_of
 logger = logging.getLogger("t2diff.server")
 SWITCH_INTERVAL_S = 0.0005
 """How long the device thread may keep Python to itself when the event loop has work (default 5 ms)."""
+KEEP_ALIVE_S = 75
+"""Longer than clients and proxies keep idle connections: they close first and never meet a closed one."""
 
 
 class StartError(RuntimeError):
@@ -142,6 +144,7 @@ class _Listener(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 backlog=2048,
+                timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=settings.shutdown_timeout_s,
             )
         )

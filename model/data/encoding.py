@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from model.data.bad_rows import BadRows
 from model.data.event_log import Layout, LogBatch
+from model.data.growing_column import GrowingColumn
 from model.data.interactions import DataError
 from model.data.rules import Rows
 from model.data.timestamps import UNREADABLE, TimeColumn
@@ -35,9 +36,9 @@ class LogEncoder:
         self._hopeless_share = max(_HOPELESS_SHARE, max_bad_share)
         self._skip_impossible_times = skip_impossible_times
         self._num_kept = 0
-        self._user: list[np.ndarray] = []
-        self._item: list[np.ndarray] = []
-        self._time_ms: list[np.ndarray] = []
+        self._user = GrowingColumn(np.int32)
+        self._item = GrowingColumn(np.int32)
+        self._time_ms = GrowingColumn(np.int64)
 
     def add(self, batch: LogBatch, *, path: Path, layout: Layout, times: TimeColumn | None) -> None:
         """Take in a batch of the file `path`.   Raises DataError for an impossible time, or a hopeless log"""
@@ -66,15 +67,15 @@ class LogEncoder:
         Raises DataError when there are none, or too many bad ones.
         """
         self.bad_rows.check()
-        if not any(len(chunk) for chunk in self._user):
+        if not len(self._user):
             found = (
                 f"{self.bad_rows.rows:,} rows, none with {layout.condition}"
                 if self.bad_rows.rows
                 else "no rows"
             )
             raise DataError(f"the log has {found}: there is nothing to read")
-        time_ms = _joined(self._time_ms) if self._time_ms else None
-        return Rows(_joined(self._user), _joined(self._item), time_ms)
+        time_ms = self._time_ms.take() if layout.timestamp_column else None
+        return Rows(self._user.take(), self._item.take(), time_ms)
 
     def note(self, layout: Layout) -> str:
         """What was read and what was left out, for the report."""
@@ -154,10 +155,3 @@ def _shown(value: pa.Scalar) -> str:
     plain = value.as_py()
     text = plain.decode("utf-8", errors="replace") if isinstance(plain, bytes) else str(plain)
     return repr(text[:40])
-
-
-def _joined(chunks: list[np.ndarray]) -> np.ndarray:
-    """The chunks in one array; they are let go, so that only one column is ever held twice."""
-    joined = np.concatenate(chunks)
-    chunks.clear()
-    return joined

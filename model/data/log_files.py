@@ -16,9 +16,9 @@ def list_files(paths: Iterable[Path], format: str) -> list[Path]:
     """The files to read, in order: files as given, a folder's by path, whatever their depth.
 
     Of a MovieLens or KuaiRand folder only the ratings or the logs are taken (format "auto" knows the
-    former by its movies file, the latter by the names and columns of its logs); of another folder every file with
-    a known suffix. Raises DataError for a path that is missing or named twice, a suffix that is not
-    known, and a folder without logs.
+    former by its movies file, the latter by the names and columns of its logs); of another folder
+    every file with a known suffix. Raises DataError for a path that is missing or named twice, a
+    suffix that is not known, and a folder without logs.
     """
     files: list[Path] = []
     for path in paths:

@@ -1,7 +1,7 @@
 """Reads a log of any size into Interactions.
 
 Memory follows the number of rows, not the size of the files: a row costs 16 bytes while it is read
-and about 32 at the peak, when the rows are sorted; 12 bytes a row remain. To that come the distinct
+and about 40 at the peak, when the rows are sorted; 12 bytes a row remain. To that come the distinct
 ids, about 150 bytes each, and some 60 MiB of the parsers' buffers. The text of the log is never in
 memory as a whole, nor is any row a Python object.
 """

@@ -5,13 +5,15 @@ Everything is vectorised and works column by column, so that at most one column 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from model.batch import UNKNOWN_TIME
 from model.data.interactions import DataError, Interactions, RuleCount, Rules
+
+_BLOCK_ROWS = 1 << 20
 
 
 @dataclass
@@ -124,11 +126,13 @@ def _not_repeated(rows: Rows, rules: Rules) -> np.ndarray | None:
     if rows.time_ms is None:
         return None
     kept = np.ones(len(rows), dtype=bool)
-    tied_to_previous = np.zeros(len(rows) + 1, dtype=bool)
-    tied_to_previous[1:-1] = (rows.user[1:] == rows.user[:-1]) & (rows.time_ms[1:] == rows.time_ms[:-1])
-    tied = np.flatnonzero(tied_to_previous[:-1] | tied_to_previous[1:])
-    moment = np.cumsum(~tied_to_previous[tied])  # numbers the groups of rows that share user and time
-    kept[tied[~_first_of_each(moment, rows.item[tied])]] = False
+    for block in _user_blocks(rows.user):
+        user, item, time_ms = rows.user[block], rows.item[block], rows.time_ms[block]
+        tied_to_previous = np.zeros(len(user) + 1, dtype=bool)
+        tied_to_previous[1:-1] = (user[1:] == user[:-1]) & (time_ms[1:] == time_ms[:-1])
+        tied = np.flatnonzero(tied_to_previous[:-1] | tied_to_previous[1:])
+        moment = np.cumsum(~tied_to_previous[tied])  # numbers the groups of rows that share user and time
+        kept[block][tied[~_first_of_each(moment, item[tied])]] = False
     return kept
 
 
@@ -136,9 +140,12 @@ def _deduplicated(rows: Rows, rules: Rules) -> np.ndarray | None:
     """True at the first (or last) row of each user and item."""
     if rules.duplicates == "keep":
         return None
-    if rules.duplicates == "first":
-        return _first_of_each(rows.user, rows.item)
-    return _first_of_each(rows.user[::-1], rows.item[::-1])[::-1]
+    kept = np.empty(len(rows), dtype=bool)
+    direction = slice(None, None, 1 if rules.duplicates == "first" else -1)
+    for block in _user_blocks(rows.user):
+        first = _first_of_each(rows.user[block][direction], rows.item[block][direction])
+        kept[block] = first[direction]
+    return kept
 
 
 def _active_users(rows: Rows, rules: Rules) -> np.ndarray | None:
@@ -148,8 +155,24 @@ def _active_users(rows: Rows, rules: Rules) -> np.ndarray | None:
 def _most_recent(rows: Rows, rules: Rules) -> np.ndarray | None:
     if rules.max_per_user is None:
         return None
-    end = np.cumsum(np.bincount(rows.user))  # (U,) row after the last of each user
-    return np.arange(len(rows)) >= (end - rules.max_per_user)[rows.user]
+    start = np.cumsum(np.bincount(rows.user)) - rules.max_per_user  # (U,) each user's first row to keep
+    kept = np.empty(len(rows), dtype=bool)
+    for block in _user_blocks(rows.user):
+        kept[block] = np.arange(block.start, block.stop) >= start[rows.user[block]]
+    return kept
+
+
+def _user_blocks(user: np.ndarray) -> Iterator[slice]:
+    """Slices of about a million rows that part no user's rows, to bound the memory of what is computed.
+
+    user: (R,) ascending
+    """
+    start = 0
+    while start < len(user):
+        last = min(start + _BLOCK_ROWS, len(user)) - 1
+        stop = int(np.searchsorted(user, user[last], side="right"))
+        yield slice(start, stop)
+        start = stop
 
 
 def _first_of_each(major: np.ndarray, minor: np.ndarray) -> np.ndarray:

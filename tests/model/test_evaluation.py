@@ -76,3 +76,17 @@ def test_l2_scores_are_negative_squared_distances() -> None:
 def test_asking_part_of_the_users_spreads_over_all_of_them() -> None:
     log = make_log([[1, 2, 3, 4, 5]] * 10 + [[5, 4, 3, 2, 1]] * 10, num_items=30)
     assert rank_targets(_Fixed(30, 1.0), leave_one_out(log).test, max_queries=4).tolist() == [1, 1, 5, 5]
+
+
+def test_hiding_the_request_time_reaches_the_model() -> None:
+    seen: list[list[int]] = []
+
+    class Watching(_Fixed):
+        def user_embedding(self, batch: SequenceBatch, noise: Noise | None = None) -> torch.Tensor:
+            seen.append(batch.request_time.tolist())
+            return super().user_embedding(batch, noise)
+
+    test = leave_one_out(make_log([[1, 2, 3, 4, 5]], num_items=30)).test
+    rank_targets(Watching(30, 1.0), test)
+    rank_targets(Watching(30, 1.0), test, hide_request_time=True)
+    assert seen == [[1_700_000_240], [-1]]

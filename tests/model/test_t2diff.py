@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.batch import Sequence, SequenceBatch, collate
+from model.batch import UNKNOWN_TIME, Sequence, SequenceBatch, collate
 from model.noise import request_noise
 from model.registry import MODELS, build_model
 from model.t2diff import T2Diff
@@ -29,6 +29,7 @@ def _model(num_items: int = 30, **settings: Any) -> T2Diff:
     torch.manual_seed(0)
     model = build_model("t2diff", {**TINY, **settings}, num_items)
     assert isinstance(model, T2Diff)
+    model.seen_gap.fill_(True)  # as after training: time lags count
     return model
 
 
@@ -139,6 +140,29 @@ def test_training_on_generated_intent_never_sees_the_target() -> None:
     assert torch.equal(predicted({}, 1), predicted({}, 11))
     literal = {"predicted_next": "noised_truth"}
     assert not torch.equal(predicted(literal, 1), predicted(literal, 11))
+
+
+def test_a_pause_never_seen_in_training_is_treated_as_unknown() -> None:
+    model = _model()
+    for name, parameter in model.named_parameters():
+        if "lag" in name or "gap" in name:
+            torch.nn.init.normal_(parameter)
+    model.seen_gap.zero_()
+    (sequence,) = _sequences([5])
+    train_batch = _with_targets(collate([sequence], max_length=6))
+    model.train()
+    model.training_loss(train_batch)  # pauses of 60 s, bucket 7; some hidden, bucket 0
+    model.eval()
+    assert set(model.seen_gap.nonzero().flatten().tolist()) <= {0, 7}
+
+    def embedding(request_time: int) -> torch.Tensor:
+        batch = collate([sequence._replace(request_time=request_time)], max_length=6)
+        return model.user_embedding(batch, request_noise([1], 5, 8))
+
+    last = int(sequence.timestamp[-1])
+    assert torch.equal(embedding(last + 10**9), embedding(UNKNOWN_TIME))
+    model.seen_gap[7] = True
+    assert not torch.allclose(embedding(last + 60), embedding(UNKNOWN_TIME), atol=1e-4)
 
 
 def test_default_size_is_the_papers() -> None:

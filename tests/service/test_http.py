@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.engine import Engine
 from service.middleware import RequestMiddleware
 
 pytestmark = pytest.mark.anyio
@@ -241,15 +242,22 @@ async def test_504_past_the_deadline_when_errors_are_asked_for_else_the_fallback
 
 
 async def test_a_wedged_device_fails_liveness_while_requests_get_the_fallback(start: Any) -> None:
+    class Stuck(Engine):
+        def recall(self, requests: Any) -> Any:
+            time.sleep(0.5)
+            return super().recall(requests)
+
     running = await start(wedge_timeout_s=0.05)
-    blocker = asyncio.create_task(running.service._batcher.call(lambda: time.sleep(0.5)))
-    await asyncio.sleep(0.1)
+    running.service.swap(Stuck(running.service.engine.bundle, device="cpu"))
+    body = {"user_id": "u", "sequence": SEQUENCE}
+    blocker = asyncio.create_task(running.client.post("/recall", json=body))
+    await asyncio.sleep(0.2)
     assert_problem(await running.client.get("/v2/health/live"), 503, "wedged")
     response = await running.client.post(
         "/recall", json={"user_id": "u", "sequence": SEQUENCE}, headers={"X-Deadline-Ms": "20"}
     )
     assert response.json()["route"] == "popular"
-    await blocker
+    assert (await blocker).json()["route"] == "t2diff"
     assert (await running.client.get("/v2/health/live")).status_code == 200
 
 

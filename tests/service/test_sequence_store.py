@@ -149,11 +149,14 @@ async def test_cancelled_reads_never_give_another_users_sequence(store: Sequence
         if sequence is None or sequence.item_ids != [f"item-of-{user}"]:
             wrong.append((user, sequence))
 
+    async def cancel_soon(task: asyncio.Task[None]) -> None:
+        for _ in range(choice.randint(0, 6)):
+            await asyncio.sleep(0)
+        task.cancel()
+
     for _ in range(60):
         tasks = [asyncio.create_task(read(choice.choice(users))) for _ in range(20)]
-        for task in tasks:
-            if choice.random() < 0.5:
-                asyncio.get_running_loop().call_later(choice.random() * 0.002, task.cancel)
+        await asyncio.gather(*(cancel_soon(task) for task in tasks if choice.random() < 0.5))
         results = await asyncio.gather(*tasks, return_exceptions=True)
         cancelled += sum(isinstance(result, asyncio.CancelledError) for result in results)
     assert wrong == []

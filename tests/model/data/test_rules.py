@@ -138,6 +138,16 @@ def test_an_exact_repeat_is_found_behind_other_rows_of_the_same_moment():
     assert [item for _, item, _ in decoded(log)] == ["i1", "i2", "i1", "i1"]
 
 
+@pytest.mark.parametrize("duplicates", ["keep", "first", "last"])
+def test_a_log_of_many_blocks_gives_what_one_block_gives(monkeypatch, duplicates):
+    generator = np.random.default_rng(0)
+    log = [tuple(event) for event in generator.integers(0, [40, 9, 5], (3000, 3)).tolist()]
+    chosen = Rules(min_interactions=2, max_per_user=6, duplicates=duplicates)
+    whole = encoded(log, chosen)
+    monkeypatch.setattr("model.data.rules._BLOCK_ROWS", 100)
+    assert encoded(log, chosen).fingerprint == whole.fingerprint
+
+
 def test_the_report_is_a_table_with_its_notes_below():
     text = render_report(
         (RuleCount("read", 6040, 3706, 1000209, "3 files"), RuleCount("a rule", 5000, 3700, 900000))

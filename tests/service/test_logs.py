@@ -1,0 +1,48 @@
+"""Logs are JSON lines, and a reader that stops reading cannot stop the service."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+
+from service.logs import JsonFormatter
+
+
+def test_a_record_is_one_line_of_json_with_its_extra_fields() -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        error = sys.exc_info()
+    record = logging.makeLogRecord(
+        {"name": "t2diff.x", "levelname": "ERROR", "msg": "it %s", "args": ("broke",)}
+    )
+    record.__dict__.update(exc_info=error, request_id="r", n=1)
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    document = json.loads(line)
+    assert (document["message"], document["level"], document["request_id"]) == ("it broke", "error", "r")
+    assert "ValueError" in document["exception"]
+    assert set(document) == {"time", "level", "logger", "message", "request_id", "n", "exception"}
+
+
+def test_a_reader_that_stops_reading_does_not_stop_the_service() -> None:
+    """The pipe of stderr fills up; the program goes on to its end."""
+    code = """
+import logging, os, sys
+from service.logs import start_logging
+stop = start_logging("info")
+for number in range(30000):
+    logging.getLogger("t2diff").info("x" * 200)
+stop()
+print("still running", flush=True)
+os._exit(0)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "still running\n"
+    process.communicate()
+    assert process.returncode == 0
