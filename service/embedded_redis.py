@@ -29,7 +29,7 @@ from typing import IO
 logger = logging.getLogger("t2diff.redis")
 
 START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 3.0
+STOP_TIMEOUT_S = 2.0
 RESTART_DELAYS_S = (0.0, 0.1, 0.5, 1.0, 2.0)
 _MAX_SOCKET_PATH = 100  # the kernel's limit is 107 bytes
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,7 +40,8 @@ Result = TypeVar("Result")
 MAX_WRITES_WAITING = 256
 MAX_USERS_PER_READ = 64
 MAX_USERS_PER_WRITE = 32
-"""Bounds how long one script call may hold Redis: about 2 ms."""
+MAX_EVENTS_PER_WRITE = 256
+"""These two bound how long one script call holds Redis up: a few milliseconds."""
 
 
 class StoredEvent(NamedTuple):
@@ -144,11 +145,7 @@ class SequenceStore:
         return await self._reads.call(mget)
 
     async def _append(self, events: Sequence[StoredEvent]) -> None:
-        by_user: dict[str, list[StoredEvent]] = {}
-        for event in events:
-            by_user.setdefault(event.user_id, []).append(event)
-        users = iter(by_user.items())
-        while chunk := dict(itertools.islice(users, MAX_USERS_PER_WRITE)):
+        for chunk in _chunks(events, self._options.max_length):
             keys = [self._key(user_id) for user_id in chunk]
             arguments = [*keys, str(self._options.max_length), str(self._options.ttl_s)]
             for user_id, of_user in chunk.items():
@@ -275,6 +272,22 @@ async def _append(connection: AbstractConnection, num_keys: int, arguments: list
         await _call(connection, "EVALSHA", APPEND_SHA, num_keys, *arguments)
     except NoScriptError:  # a restarted Redis has forgotten it
         await _call(connection, "EVAL", APPEND_SCRIPT, num_keys, *arguments)
+
+
+def _chunks(events: Sequence[StoredEvent], max_length: int) -> Iterator[dict[str, list[StoredEvent]]]:
+    """Events by user, ordered, without repeats and without what would be dropped at once; bounded calls."""
+    by_user: dict[str, list[StoredEvent]] = {}
+    for event in dict.fromkeys(events):
+        by_user.setdefault(event.user_id, []).append(event)
+    chunk: dict[str, list[StoredEvent]] = {}
+    for user_id, of_user in by_user.items():
+        newest = sorted(of_user, key=lambda event: event.timestamp)[-max_length:]
+        size = sum(map(len, chunk.values())) + len(newest)
+        if chunk and (len(chunk) == MAX_USERS_PER_WRITE or size > MAX_EVENTS_PER_WRITE):
+            yield chunk
+            chunk = {}
+        chunk[user_id] = newest
+    yield chunk
 
 
 def _read(value: Any, user_id: str) -> StoredSequence | Exception | None:

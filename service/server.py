@@ -56,8 +56,8 @@ async def serve(settings: ServiceSettings, *, announce: Callable[[str], None]) -
     ):
         async with _parts(settings) as (service, reloader, redis_shown):
             servers = [
-                _Listener(create_app(service), settings),
-                _Listener(create_admin_app(service, reloader.check), settings),
+                _Listener(create_app(service), timeout_s=settings.shutdown_timeout_s),
+                _Listener(create_admin_app(service, reloader.check), timeout_s=1),
             ]
             running = [
                 asyncio.create_task(server.serve(sockets=[listening]))
@@ -102,7 +102,7 @@ async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService
                 redis_shown += ", not reachable now: the fallback answers until it is"
             yield service, reloader, redis_shown
         finally:
-            await batcher.close()
+            await batcher.close(timeout_s=1.5)  # requests are answered: only a wedged one is left
             await store.close()
 
 
@@ -131,7 +131,7 @@ async def _reachable(store: SequenceStore) -> bool:
 class _Listener(uvicorn.Server):
     """A uvicorn server that leaves the signals to us: there are two of them."""
 
-    def __init__(self, app: Application, settings: ServiceSettings) -> None:
+    def __init__(self, app: Application, *, timeout_s: int) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -145,7 +145,7 @@ class _Listener(uvicorn.Server):
                 server_header=False,
                 backlog=2048,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=settings.shutdown_timeout_s,
+                timeout_graceful_shutdown=timeout_s,
             )
         )
 

@@ -51,6 +51,17 @@ async def test_repeating_a_call_changes_nothing(store: SequenceStore) -> None:
     assert await stored(store, "u") == [("a", 10), ("b", 10), ("a", 11)]
 
 
+async def test_many_unordered_repeated_events_of_one_call_are_kept_as_if_sent_one_by_one(
+    store: SequenceStore,
+) -> None:
+    choice = random.Random(0)
+    pool = events("u", *[(f"i{choice.randint(1, 5)}", choice.randint(1, 6)) for _ in range(60)])
+    for event in pool:
+        await store.append([event._replace(user_id="one-by-one")])
+    await store.append(pool)
+    assert await stored(store, "u") == await stored(store, "one-by-one")
+
+
 async def test_odd_identifiers_survive(store: SequenceStore) -> None:
     odd = ["café 🎬", "a,b:c;d", "%s {} \\n", "日本語", "'\"`", "-1", "x" * 128]
     for user_id in odd:
