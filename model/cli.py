@@ -1,4 +1,4 @@
-"""`t2diff-model`: look at a log, train a model on it, evaluate it."""
+"""`t2diff-model`: look at a log, train models on it, evaluate and compare them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from model.checkpoint import load_checkpoint
-from model.data.dataset import EvaluationSet, Split, global_time, leave_one_out
+from model.command_options import Device, SplitName, Threads, choose_device, split_log
+from model.data.dataset import EvaluationSet, Split
 from model.data.interactions import DataError, Interactions
 from model.data.rules import render_report
 from model.data.synthetic import generate_drift_log
 from model.evaluation import metrics_of_ranks, rank_targets
+from model.experiments.commands import compare_command, search_command
+from model.experiments.job_pool import JobError
 from model.log_options import reads_log
 from model.noise_schedule import BETA_SHAPES, NoiseSchedule, exponential_constants
 from model.registry import MODELS, build_model, complete_config
@@ -34,14 +37,9 @@ app = typer.Typer(
 )
 err = Console(stderr=True)
 
-SPLITS = {"leave-one-out": leave_one_out, "global-time": global_time}
-
-SplitName = Annotated[str, typer.Option("--split", help=" or ".join(SPLITS) + ".")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Model setting as name=value; may be given several times.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
-Threads = Annotated[int, typer.Option(help="CPU threads of the mathematics.")]
 
 
 @app.command("inspect")
@@ -102,7 +100,7 @@ def train_command(
         patience=patience,
         validation_users=validation_users,
         seed=seed,
-        device=_device(device),
+        device=choose_device(device),
         num_threads=threads,
     )
     with Progress(
@@ -133,7 +131,7 @@ def train_command(
             )
 
         metrics = train(
-            _split(log, split),
+            split_log(log, split),
             model_name=model,
             model_config=config,
             settings=training,
@@ -172,20 +170,20 @@ def evaluate(
     import torch
 
     torch.set_num_threads(threads)
-    trained = load_checkpoint(checkpoint, _device(device))
+    trained = load_checkpoint(checkpoint, choose_device(device))
     if log.item_ids != trained.item_ids:
         raise DataError(
             f"data: the items of this log are not those that {checkpoint} was trained on "
             f"({len(log.item_ids):,} here, {len(trained.item_ids):,} there); give the same log and rules"
         )
-    questions = _part(_split(log, split), part)
+    questions = _part(split_log(log, split), part)
     with Progress(console=err) as bar:
         total = min(len(questions), max_users or len(questions))
         task = bar.add_task(f"ranking {log.num_items:,} items", total=total)
         ranks = rank_targets(
             trained.model,
             questions,
-            device=_device(device),
+            device=choose_device(device),
             seed=seed,
             mask_seen=mask_seen,
             hide_request_time=hide_request_time,
@@ -256,6 +254,10 @@ def schedules(
         print(f"drew {plot}")
 
 
+app.command("compare")(compare_command)
+app.command("search")(search_command)
+
+
 def main() -> None:
     """Run the command line; wrong input is one line and exit code 2."""
     try:
@@ -263,18 +265,12 @@ def main() -> None:
     except ValueError as error:
         err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except FloatingPointError as error:
+    except (FloatingPointError, JobError) as error:
         err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(3)
     except KeyboardInterrupt:
-        err.print("interrupted; a training run goes on with --resume")
+        err.print("interrupted; --resume goes on from here")
         sys.exit(130)
-
-
-def _split(log: Interactions, name: str) -> Split:
-    if name not in SPLITS:
-        raise DataError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
-    return SPLITS[name](log)
 
 
 def _part(split: Split, name: str) -> EvaluationSet:
@@ -295,18 +291,6 @@ def _parse_settings(settings: list[str] | None) -> dict[str, Any]:
         except json.JSONDecodeError:
             values[name] = text
     return values
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: no CUDA device is available here; use --device cpu")
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu, cuda or auto, got {name!r}")
-    return name
 
 
 def _figure(value: float | None) -> str:

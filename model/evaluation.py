@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from model.batch import UNKNOWN_TIME, collate
+from model.batch import UNKNOWN_TIME, SequenceBatch, collate
 from model.batch import Sequence as UserSequence
+from model.counted import CountedTower
 from model.data.dataset import EvaluationSet
-from model.noise import fresh_noise
+from model.noise import Noise, fresh_noise
 from model.two_tower import TwoTower
 
 CUTOFFS = (2, 10, 20, 100)
@@ -60,7 +61,7 @@ def rank_targets(
     """
     was_training = model.training
     model.eval()
-    items = model.item_embeddings()  # (M, D)
+    score = scorer_of(model)
     generator = torch.Generator(device=device).manual_seed(seed)
     queries = np.arange(len(evaluation))
     if max_queries is not None and max_queries < len(queries):
@@ -74,8 +75,8 @@ def rank_targets(
         batch = collate(sequences, max_length=model.max_length).to(device)
         noise = None
         if model.num_steps:
-            noise = fresh_noise((*batch.item_index.shape, model.noise_dim), items.device, generator)
-        scores = score_items(model.user_embedding(batch, noise), items, model.metric)  # (B, M)
+            noise = fresh_noise((*batch.item_index.shape, model.noise_dim), generator.device, generator)
+        scores = score(batch, noise)  # (B, M)
         target = torch.as_tensor(evaluation.target[chosen], dtype=torch.long, device=device) - 1
         if mask_seen:
             _mask_seen(scores, sequences, target)
@@ -84,6 +85,17 @@ def rank_targets(
             on_batch(first + len(chosen))
     model.train(was_training)
     return np.concatenate(ranks)
+
+
+def scorer_of(model: TwoTower) -> Callable[[SequenceBatch, Noise | None], torch.Tensor]:
+    """How `model` scores all M items for a batch: by its embeddings, or as a counted model says itself.
+
+    The item embeddings are computed here, once.   -> score(batch, noise) -> (B, M), larger being better
+    """
+    if isinstance(model, CountedTower):
+        return lambda batch, noise: model.score_all(batch)
+    items = model.item_embeddings()  # (M, D)
+    return lambda batch, noise: score_items(model.user_embedding(batch, noise), items, model.metric)
 
 
 def score_items(user: torch.Tensor, items: torch.Tensor, metric: str) -> torch.Tensor:

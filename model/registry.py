@@ -6,11 +6,42 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from model.baselines.bert4rec import BERT4Rec, BERT4RecConfig
+from model.baselines.caser import Caser, CaserConfig
+from model.baselines.comirec import ComiRec, ComiRecConfig
+from model.baselines.contrastvae import ContrastVAE, ContrastVAEConfig
+from model.baselines.dat import DAT, DATConfig
+from model.baselines.diffurec import DiffuRec, DiffuRecConfig
+from model.baselines.floors import (
+    ItemKNN,
+    ItemKNNConfig,
+    Markov,
+    MarkovConfig,
+    Popularity,
+    PopularityConfig,
+)
+from model.baselines.gru4rec import GRU4Rec, GRU4RecConfig
+from model.baselines.mamba4rec import Mamba4Rec, Mamba4RecConfig
+from model.baselines.sasrec import SASRec, SASRecConfig
+from model.baselines.stosa import STOSA, STOSAConfig
 from model.t2diff import T2Diff, T2DiffConfig
 from model.two_tower import TwoTower
 
 MODELS: dict[str, tuple[type, Callable[[Any, int], TwoTower]]] = {
     "t2diff": (T2DiffConfig, T2Diff),
+    "sasrec": (SASRecConfig, SASRec),
+    "gru4rec": (GRU4RecConfig, GRU4Rec),
+    "caser": (CaserConfig, Caser),
+    "bert4rec": (BERT4RecConfig, BERT4Rec),
+    "dat": (DATConfig, DAT),
+    "mamba4rec": (Mamba4RecConfig, Mamba4Rec),
+    "contrastvae": (ContrastVAEConfig, ContrastVAE),
+    "stosa": (STOSAConfig, STOSA),
+    "diffurec": (DiffuRecConfig, DiffuRec),
+    "comirec": (ComiRecConfig, ComiRec),
+    "popularity": (PopularityConfig, Popularity),
+    "markov": (MarkovConfig, Markov),
+    "item_knn": (ItemKNNConfig, ItemKNN),
 }
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from model.batch import Sequence
 from model.checkpoint import Checkpoint, CheckpointError, current_git_commit, save_checkpoint, write_folder
+from model.counted import CountedTower
 from model.data.dataset import Split
 from model.data.windows import TrainingWindows
 from model.evaluation import metrics_of_ranks, rank_targets
@@ -128,7 +129,9 @@ class _Run:
             targets_per_window=settings.targets_per_window or self.model.max_length,
         )
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            [{"params": list(self.model.parameters())}],  # of a counted model, none
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
         )
         self.state = RunState()
         self.description = {
@@ -149,6 +152,13 @@ class _Run:
 
         writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.update or None)
         recall = self.state.best_recall_at_20 if self.state.epoch else None
+        if isinstance(self.model, CountedTower) and not self._done():
+            began = time.monotonic()
+            self.model.fit(self.split.train)
+            self.state.seconds = time.monotonic() - began
+            self._end_epoch(writer)
+            self.state.finished = True
+            self._save_state()
         while not self._done():
             recall = self._epoch(writer, on_progress, recall)
         writer.close()

@@ -1,0 +1,36 @@
+"""What several commands of `t2diff-model` ask for in the same words, and how it is understood."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from model.data.dataset import Split, global_time, leave_one_out
+from model.data.interactions import DataError, Interactions
+
+SPLITS = {"leave-one-out": leave_one_out, "global-time": global_time}
+
+SplitName = Annotated[str, typer.Option("--split", help=" or ".join(SPLITS) + ".")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of the mathematics.")]
+
+
+def split_log(log: Interactions, name: str) -> Split:
+    """The split of that name.   Raises DataError for another one."""
+    if name not in SPLITS:
+        raise DataError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
+    return SPLITS[name](log)
+
+
+def choose_device(name: str) -> str:
+    """cpu or cuda.   Raises ValueError for a device that is not here."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: no CUDA device is available here; use --device cpu")
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or auto, got {name!r}")
+    return name

@@ -1,0 +1,1 @@
+"""Comparing models: variants, search, runs, tests, tables and figures."""

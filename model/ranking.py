@@ -1,0 +1,85 @@
+"""Full ranking in one pass over the questions: each target's rank and the items that stand first.
+
+The ranks are those of `model.evaluation.rank_targets`, with and without the items already seen, and
+the lists are what a recall stage would hand on; metrics.py says what both are worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from model.batch import UNKNOWN_TIME, collate
+from model.data.dataset import EvaluationSet
+from model.evaluation import _mask_seen, _rank, scorer_of
+from model.noise import fresh_noise
+from model.two_tower import TwoTower
+
+LIST_LENGTH = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Answers to Q questions.
+
+    rank, rank_unseen: (Q,) int64 of the target, 1 being first, among all items and among those not yet seen
+    top, top_unseen: (Q, L) int32 item indices, best first
+    """
+
+    rank: np.ndarray
+    rank_unseen: np.ndarray
+    top: np.ndarray
+    top_unseen: np.ndarray
+
+
+@torch.inference_mode()
+def rank_and_list(
+    model: TwoTower,
+    questions: EvaluationSet,
+    *,
+    device: str = "cpu",
+    batch_size: int = 256,
+    seed: int = 0,
+    hide_request_time: bool = False,
+    list_length: int = LIST_LENGTH,
+    on_batch: Callable[[int], None] | None = None,
+) -> Ranking:
+    """Rank all M items for every question.
+
+    hide_request_time: do not tell when the target came   on_batch: told the number of questions done
+    """
+    was_training = model.training
+    model.eval()
+    score = scorer_of(model)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    length = min(list_length, model.num_items)
+    parts: list[tuple[np.ndarray, ...]] = []
+    for first in range(0, len(questions), batch_size):
+        chosen = range(first, min(first + batch_size, len(questions)))
+        sequences = [questions.sequence(question) for question in chosen]
+        if hide_request_time:
+            sequences = [sequence._replace(request_time=UNKNOWN_TIME) for sequence in sequences]
+        batch = collate(sequences, max_length=model.max_length).to(device)
+        noise = None
+        if model.num_steps:
+            noise = fresh_noise((*batch.item_index.shape, model.noise_dim), generator.device, generator)
+        scores = score(batch, noise)  # (B, M)
+        target = torch.as_tensor(questions.target[first : first + len(chosen)], dtype=torch.long) - 1
+        target = target.to(device)
+        rank, top = _rank(scores, target), _first(scores, length)
+        _mask_seen(scores, sequences, target)
+        answers = (rank, _rank(scores, target), top, _first(scores, length))
+        parts.append(tuple(answer.cpu().numpy() for answer in answers))
+        if on_batch is not None:
+            on_batch(first + len(chosen))
+    model.train(was_training)
+    rank_, rank_unseen, top_, top_unseen = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Ranking(rank_, rank_unseen, top_.astype(np.int32), top_unseen.astype(np.int32))
+
+
+def _first(scores: torch.Tensor, length: int) -> torch.Tensor:
+    """(B, M) -> (B, L) item indices"""
+    return scores.topk(length, dim=1).indices + 1

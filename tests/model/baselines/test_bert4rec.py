@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model.baselines.bert4rec import BERT4Rec, BERT4RecConfig, cloze_sequence
+from model.batch import SequenceBatch, collate
+from model.registry import build_model
+from tests.model.baselines.contract_checks import (
+    NUM_ITEMS,
+    check_contract,
+    check_overfits_one_batch,
+    check_padding_never_changes_an_embedding,
+    make_sequences,
+    shake,
+    with_following_targets,
+)
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"mask_last_share": 1.0},
+    {"max_full_softmax_items": 5, "num_negatives": 64},
+]
+
+
+def _model(**settings: Any) -> BERT4Rec:
+    torch.manual_seed(0)
+    tiny = {"embedding_dim": 8, "max_length": 6, "feed_forward_hidden": 16, "dropout": 0.0}
+    model = build_model("bert4rec", {**tiny, **settings}, NUM_ITEMS)
+    assert isinstance(model, BERT4Rec)
+    return model
+
+
+def _batch() -> SequenceBatch:
+    return with_following_targets(collate(make_sequences([6, 3]), max_length=6), last=[21, 22])
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_contract(settings: dict[str, Any]) -> None:
+    check_contract(_model(**settings))
+
+
+def test_padding_never_changes_an_embedding() -> None:
+    check_padding_never_changes_an_embedding(_model(embedding_dim=32))
+
+
+@pytest.mark.parametrize("settings", VARIANTS[:2], ids=str)
+def test_overfits_one_batch(settings: dict[str, Any]) -> None:
+    check_overfits_one_batch(_model(**settings), updates=400, learning_rate=5e-3)
+
+
+def test_a_training_sequence_ends_with_its_last_target() -> None:
+    batch = _batch()
+    item_index, maskable = cloze_sequence(batch)
+    assert item_index[0].tolist() == [*batch.item_index[0].tolist(), 21]
+    assert item_index[1].tolist() == [*batch.item_index[1, :3].tolist(), 22, 0, 0, 0]
+    assert maskable.tolist() == [[False] + [True] * 6, [False] + [True] * 3 + [False] * 3]
+    assert batch.target is not None
+    only_last = replace(batch, target=batch.target * (torch.arange(6) == batch.length[:, None] - 1))
+    item_index, maskable = cloze_sequence(only_last)
+    assert item_index[1].tolist() == [*batch.item_index[1, :3].tolist(), 22, 0, 0, 0]
+    assert maskable.nonzero().tolist() == [[0, 6], [1, 3]]
+
+
+def test_masks_are_drawn_from_what_may_be_masked_and_every_sequence_has_one() -> None:
+    batch = _batch()
+    maskable = cloze_sequence(batch)[1].repeat(500, 1)
+    length = batch.length.repeat(500)
+    masked = _model(mask_share=0.3, mask_last_share=0.0).draw_mask(maskable, length)
+    assert not bool((masked & ~maskable).any())
+    assert bool(masked.any(dim=1).all())
+    assert 0.27 < float(masked[::2, 1:6].float().mean()) < 0.33
+    only_last = _model(mask_last_share=1.0).draw_mask(maskable, length)
+    assert only_last[:2].nonzero().tolist() == [[0, 6], [1, 3]]
+
+
+def test_a_masked_item_is_hidden_from_every_position_and_others_are_seen_from_both_sides() -> None:
+    model = shake(_model(embedding_dim=32)).eval()
+    item_index = torch.tensor([[4, 5, 6, 7, 8]])
+    masked = torch.tensor([[False, False, True, False, False]])
+    states = model.states(item_index, masked)
+    assert torch.equal(model.states(torch.tensor([[4, 5, 30, 7, 8]]), masked), states)
+    for other in ([4, 9, 6, 7, 8], [4, 5, 6, 9, 8]):
+        assert not torch.allclose(model.states(torch.tensor([other]), masked)[0, 2], states[0, 2], atol=1e-2)
+
+
+def test_serving_reads_a_mask_in_the_place_of_the_next_item() -> None:
+    """As training does when only the last item is masked."""
+    model = shake(_model()).eval()
+    item_index, maskable = cloze_sequence(_batch())
+    masked = torch.zeros_like(maskable)
+    masked[0, 6] = masked[1, 3] = True
+    trained = model.states(item_index, masked)[masked]
+    assert torch.allclose(model.user_embedding(_batch()), trained, atol=1e-5)
+
+
+def test_the_loss_is_the_mean_over_masked_items_of_their_negative_log_probability() -> None:
+    """Eq. 7, 8, with the mask of the last item alone."""
+    model = _model(mask_last_share=1.0).eval()
+    batch = _batch()
+    user = model.user_embedding(batch)
+    probability = F.softmax(user @ model.items.item_table.weight[1:].T, dim=-1)  # (2, M)
+    expected = -(probability[0, 20].log() + probability[1, 21].log()) / 2
+    assert model.training_loss(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_wrong_settings_are_named() -> None:
+    with pytest.raises(ValueError, match=r"mask_share must be in \[0, 1\), got 1.5"):
+        BERT4RecConfig(mask_share=1.5)
+    with pytest.raises(ValueError, match=r"mask_last_share must be in \[0, 1\], got -1"):
+        BERT4RecConfig(mask_last_share=-1)

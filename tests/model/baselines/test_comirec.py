@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from model.baselines.comirec import ComiRec, ComiRecConfig, select_interest
+from model.batch import collate
+from tests.model.baselines.contract_checks import (
+    NUM_ITEMS,
+    check_contract,
+    check_dense_equals_serving,
+    check_overfits_one_batch,
+    check_padding_never_changes_an_embedding,
+    make_sequences,
+    shake,
+)
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"num_interests": 1},
+    {"time_lag": True},
+    {"max_full_softmax_items": 5, "num_negatives": 64},
+]
+
+
+def _model(**settings: Any) -> ComiRec:
+    torch.manual_seed(0)
+    tiny = {"embedding_dim": 8, "max_length": 6, "attention_hidden": 16, "dropout": 0.0}
+    return ComiRec(ComiRecConfig(**{**tiny, **settings}), NUM_ITEMS)
+
+
+def test_interests_by_hand() -> None:
+    """Two items of dimension 1, two heads: A = softmax(W₂ tanh(W₁ x)), V = A x, read up to each position."""
+    model = ComiRec(
+        ComiRecConfig(embedding_dim=1, max_length=2, num_interests=2, attention_hidden=1, dropout=0.0), 2
+    ).eval()
+    with torch.no_grad():
+        model.items.item_table.weight[1:] = torch.tensor([[0.5], [2.0]])
+        model.position_table.weight.copy_(torch.tensor([[0.1], [-0.2]]))
+        model.of_score[0].weight.fill_(1.5)
+        model.of_score[2].weight.copy_(torch.tensor([[3.0], [-1.0]]))
+        model.distance_bias.weight.copy_(torch.tensor([[0.4, 0.0], [0.0, 0.7]]))
+    (sequence,) = make_sequences([2])
+    batch = collate([sequence._replace(item_index=torch.tensor([1, 2]).numpy())], max_length=2)
+    first, second = math.tanh(1.5 * (0.5 + 0.1)), math.tanh(1.5 * (2.0 - 0.2))
+    expected = []
+    for of_head, here, one_back in ((3.0, 0.4, 0.0), (-1.0, 0.0, 0.7)):
+        a, b = math.exp(of_head * first + one_back), math.exp(of_head * second + here)
+        expected.append((a * 0.5 + b * 2.0) / (a + b))
+    assert model.interests(batch)[0, 0].flatten().tolist() == pytest.approx([0.5, 0.5])
+    assert model.user_embeddings(batch).flatten().tolist() == pytest.approx(expected)
+
+
+def test_the_one_embedding_is_the_longest_interest() -> None:
+    model = shake(_model()).eval()
+    assert isinstance(model, ComiRec)
+    batch = collate(make_sequences([6, 3, 1]), max_length=6)
+    every = model.user_embeddings(batch)
+    assert every.shape == (3, 4, 8)
+    longest = every.norm(dim=-1).argmax(dim=1)
+    assert torch.equal(model.user_embedding(batch), every[torch.arange(3), longest])
+
+
+def test_a_target_trains_the_interest_that_scores_it_best_and_no_other() -> None:
+    model = shake(_model()).train()
+    assert isinstance(model, ComiRec)
+    batch = collate(make_sequences([6]), max_length=6)
+    target = torch.zeros_like(batch.item_index).index_fill(1, torch.tensor([5]), 7)
+    kept = model.interests(batch)
+    best = int((kept[0, 5] @ model.items.item_table.weight[7]).argmax())
+    leaf = kept.detach().requires_grad_()
+    model.interests = lambda _: leaf  # type: ignore[method-assign]
+    model.training_loss(replace(batch, target=target)).backward()
+    assert leaf.grad is not None
+    touched = leaf.grad.abs().sum(dim=-1)[0].nonzero().tolist()
+    assert touched == [[5, best]]
+
+
+def test_select_interest_takes_the_row_of_the_largest_score() -> None:
+    interests = torch.arange(12.0).view(2, 3, 2)
+    chosen = select_interest(interests, torch.tensor([[0.0, 5.0, 1.0], [2.0, -1.0, 1.0]]))
+    assert chosen.tolist() == [[2.0, 3.0], [6.0, 7.0]]
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_contract(settings: dict[str, Any]) -> None:
+    check_contract(_model(**settings))
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
+    check_padding_never_changes_an_embedding(_model(**settings))
+
+
+@pytest.mark.parametrize("settings", [{}, {"time_lag": True}], ids=str)
+def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: dict[str, Any]) -> None:
+    model = shake(_model(**settings)).eval()
+    assert isinstance(model, ComiRec)
+    (whole,) = make_sequences([6])
+    check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
+
+
+def test_overfits_one_batch() -> None:
+    check_overfits_one_batch(_model(num_interests=1), updates=400)
+
+
+def test_with_several_interests_some_list_begins_with_the_target() -> None:
+    model = _model()
+    batch = collate(make_sequences([6, 6, 5, 4]), max_length=6)
+    target = torch.zeros_like(batch.item_index)
+    wanted = torch.tensor([[3], [9], [12], [25]])
+    batch = replace(batch, target=target.scatter(1, (batch.length - 1)[:, None], wanted))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(600):
+        optimizer.zero_grad()
+        model.training_loss(batch).backward()
+        optimizer.step()
+    first = (model.user_embeddings(batch) @ model.item_embeddings().T).argmax(dim=-1) + 1  # (B, R)
+    assert bool((first == wanted).any(dim=1).all())
+
+
+def test_wrong_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="num_interests must be at least 1, got 0"):
+        ComiRecConfig(num_interests=0)
