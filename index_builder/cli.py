@@ -7,7 +7,6 @@ with one line that says why; 1: the machine failed (disk full, no permission).
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +34,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Threads = Annotated[
+    int,
+    typer.Option(
+        min=1, help="CPU threads; more than 1 help a large IVF index, and hurt where the cores are busy."
+    ),
+]
 StoreArgument = Annotated[
     str, typer.Argument(help="Bundle store: a folder or an fsspec URL.", metavar="STORE")
 ]
@@ -59,7 +64,7 @@ def build(
             min=0.0, max=1.0, help="Overlap with exact search that an approximate index is tuned to."
         ),
     ] = 0.99,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = len(os.sched_getaffinity(0)),
+    threads: Threads = 1,
     publish: Annotated[bool, typer.Option(help="Serve the bundle when it is built and verified.")] = True,
 ) -> None:
     """Build a bundle from a checkpoint, verify it and publish it."""
@@ -91,7 +96,7 @@ def build(
 def verify(
     store: StoreArgument,
     bundle: Annotated[str, typer.Argument(help="Bundle id; the served one when left out.")] = "",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = len(os.sched_getaffinity(0)),
+    threads: Threads = 1,
 ) -> None:
     """Check every byte of a bundle, load it as the service does, and replay its canary."""
     from index_builder.bundle import load_bundle

@@ -239,14 +239,12 @@ class _Run:
     def _end_epoch(self, writer: Any) -> float:
         self.state.epoch += 1
         self.state.batch = 0
-        random_state = torch.get_rng_state()  # validation draws noise; training must not notice
         ranks = rank_targets(
             self.model,
             self.split.validation,
             device=self.settings.device,
             max_queries=self.settings.validation_users,
         )
-        torch.set_rng_state(random_state)
         metrics = metrics_of_ranks(ranks)
         for name, value in metrics.items():
             writer.add_scalar(f"validation/{name}", value, self.state.update)

@@ -1,9 +1,10 @@
 """One thread owns the device; requests that wait for it at the same moment share a batch.
 
 There is no timer: a request that finds the device idle runs at once, and while the device is busy what
-queues up is the next batch. The queue is bounded (429). A request whose deadline passed, or whose
-caller went away, leaves the queue without taking a place in a batch. Members of a batch share one
-engine, hence one bundle: a request that arrives after a swap waits for the next batch.
+queues up is the next batch. The queue is bounded (429). A request whose caller went away, whose deadline
+passed, or whose deadline lies nearer than a batch has lately taken leaves the queue without taking a
+place in a batch: under overload the device works only on what can still be in time. Members of a batch
+share one engine, hence one bundle: a request that arrives after a swap waits for the next batch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from service.deadline import Deadline
 from service.errors import DeadlineExceededError, EngineFailedError, QueueFullError, ShuttingDownError
 
 logger = logging.getLogger("t2diff.batcher")
+_ESTIMATE_WEIGHT = 0.25
 
 Request = TypeVar("Request", contravariant=True)
 Answer = TypeVar("Answer", covariant=True)
@@ -72,6 +74,7 @@ class Batcher(Generic[Request, Answer]):
         self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._closing = False
         self._busy_since: float | None = None
+        self._expected_seconds = 0.0  # a running estimate of the next batch's time; device thread only
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -165,24 +168,32 @@ class Batcher(Generic[Request, Answer]):
                 self._busy_since = started if batch else None
             outcomes: list[_Outcome] = [(entry.future, None, _late()) for entry in expired]
             outcomes += _run_call(*call) if call else _run_batch(batch, started, self._on_batch)
+            self._learn(time.monotonic() - started if batch else None, turned_away=len(expired))
             del call, batch, expired  # hold no engine while idle: a swapped one must be free to go
             self._busy_since = None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(_deliver, outcomes)
             del outcomes
 
+    def _learn(self, batch_seconds: float | None, *, turned_away: int) -> None:
+        """Update the estimate; when it turned everybody away it shrinks, to forget one slow batch."""
+        if batch_seconds is not None:
+            self._expected_seconds += _ESTIMATE_WEIGHT * (batch_seconds - self._expected_seconds)
+        elif turned_away:
+            self._expected_seconds /= 2
+
     def _take(self) -> tuple[list[_Entry], list[_Entry]]:
         """The next batch: from the head of the queue, one engine, without the expired."""
         batch: list[_Entry] = []
         expired: list[_Entry] = []
-        now = time.monotonic()
+        in_time = time.monotonic() + self._expected_seconds
         while self._queue and len(batch) < self._max_batch:
             if batch and self._queue[0].engine is not batch[0].engine:
                 break
             entry = self._queue.popleft()
             if entry.future.done():
                 continue
-            (expired if entry.deadline.at <= now else batch).append(entry)
+            (expired if entry.deadline.at <= in_time else batch).append(entry)
         return batch, expired
 
 

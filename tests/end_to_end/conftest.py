@@ -177,6 +177,8 @@ class OwnRedis:
         arguments = [
             "--port",
             str(self.port),
+            "--bind",
+            "127.0.0.1",
             "--dir",
             str(self._folder),
             "--save",

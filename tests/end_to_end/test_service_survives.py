@@ -148,7 +148,7 @@ def test_sigterm_answers_every_request_in_flight_and_exits_cleanly(serve: Any, s
 
 
 def test_half_open_connections_do_not_hold_up_the_end(serve: Any, tiny_bundles: Path) -> None:
-    served = serve(tiny_bundles, shutdown_timeout_s=2)
+    served = serve(tiny_bundles, shutdown_timeout_s=2, receive_timeout_s=600)
     pid = redis_pid_of(served)
     halves = [b"", b"POST /rec", b"POST /recall HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"]
     connections = [socket.create_connection(("127.0.0.1", served.port), timeout=5) for _ in halves]

@@ -57,6 +57,11 @@ def test_masking_seen_items_moves_the_target_up_by_those_before_it() -> None:
     assert rank_targets(backward, test, mask_seen=True).tolist() == [1]
 
 
+def test_a_target_that_was_seen_before_is_not_masked_away() -> None:
+    log = make_log([[2, 3, 4, 5, 2]], num_items=30)
+    assert rank_targets(_Fixed(30, -3.0), leave_one_out(log).test, mask_seen=True).tolist() == [1]
+
+
 def test_a_model_that_scores_all_alike_gains_nothing_and_nan_ranks_last() -> None:
     log = make_log([[1, 2, 3, 4, 5]], num_items=30)
 

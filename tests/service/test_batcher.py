@@ -129,6 +129,27 @@ async def test_a_request_that_expires_while_the_loop_is_held_up_is_not_computed(
     assert gate.batches == [["first"]]
 
 
+async def test_a_request_that_cannot_be_in_time_is_turned_away_and_one_slow_batch_is_forgotten(
+    batcher: Batcher[Any, Any],
+) -> None:
+    class Slow(Echo):
+        def recall(self, requests: Sequence[Any]) -> Sequence[Any]:
+            time.sleep(2.0)
+            return super().recall(requests)
+
+    await batcher.submit(Slow(), "slow", IN_TIME)
+    echo = Echo()
+    turned_away = 0
+    while not echo.batches:
+        assert turned_away < 20, "a slow batch long ago still turns everybody away"
+        try:
+            await batcher.submit(echo, "hasty", Deadline(time.monotonic() + 0.1))
+        except DeadlineExceededError:
+            turned_away += 1
+    assert turned_away >= 1
+    assert echo.batches == [["hasty"]]
+
+
 async def test_a_cancelled_request_frees_its_place(batcher: Batcher[Any, Any]) -> None:
     gate, first = await occupied(batcher)
     waiting = [asyncio.create_task(batcher.submit(gate, n, IN_TIME)) for n in range(6)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from index_builder.bundle import load_bundle
 from index_builder.publish import Store
 from service.engine import Engine
 from service.metrics import Metrics
@@ -137,17 +139,16 @@ async def test_polling_finds_a_newer_bundle_and_tries_a_refused_one_only_once(
     polling.cancel()
 
 
-async def test_loading_does_not_run_on_the_event_loop(own_store: Store) -> None:
-    loaded = Loaded(own_store)
-    ticks = 0
+async def test_loading_does_not_run_on_the_event_loop(
+    own_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
 
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            ticks += 1
-            await asyncio.sleep(0)
+    def noting(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.get_ident())
+        return load_bundle(*arguments, **options)
 
-    ticking = asyncio.create_task(tick())
-    await loaded.reloader.check()
-    ticking.cancel()
-    assert ticks > 20
+    monkeypatch.setattr("service.reloader.load_bundle", noting)
+    await Loaded(own_store).reloader.check()
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
