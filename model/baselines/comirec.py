@@ -2,29 +2,41 @@
 
     A = softmax(W₂ tanh(W₁ (X + P)))ᵀ        V = A X
 
-with one row of A for each head. Training hands a target to the interest that scores it best (the
-paper's argmax); serving would search with every interest and merge. `user_embeddings` gives all R of
-them. `user_embedding`, one vector for one search, is the interest of the largest norm: an average
-over behaviours that agree keeps its length, one over unrelated behaviours loses it.
+with one row of A for each head. Serving searches with every interest and keeps an item's best score;
+`user_embeddings` gives all R. `user_embedding`, one vector for one search, is the interest of the
+largest norm: an average over behaviours that agree keeps its length, over unrelated ones it does not.
 
-Departures: each head also learns how much to prefer recent behaviours (a bias for each distance,
-zero at first), since absolute positions do not tell it what came last; every position is a target in
-one pass, its heads reading the behaviours up to it; the softmax is over all items where the paper
-samples; the paper's diversity-controlled merging is not part of the model. `time_lag` is ours.
+The paper hands each target to the interest that scores it best and takes the softmax of that
+interest alone (`loss = "label_aware"`). Heads then share out the catalogue and never learn how they
+compare, while serving compares them. The default, `best_interest`, is the softmax over the scores
+that serving gives, max_r v_r·e_i, for target and other items alike. (MovieLens-1M, n = 50, R = 4,
+1,000 updates, 1,000 validation users, one run each: merged Recall@20 0.22 against 0.11.)
+
+Other departures: X is LayerNorm'd, for averages of embeddings that start small hardly learn (0.21
+against 0.08 with R = 1 in the same runs); each head also learns how much to prefer recent behaviours
+(a bias for each distance, zero at first), since absolute positions do not say what came last; every
+position is a target in one pass, its heads reading the behaviours up to it; the softmax is over all
+items where the paper samples; the paper's merging for diversity is not part of the model. `time_lag`
+is ours.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from model.baselines.dense_tower import DenseTower, last_state
 from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.pause import PauseEmbedding
-from model.baselines.settings import check_at_least, check_share
+from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
+from model.losses import sample_negatives
+
+Loss = Literal["best_interest", "label_aware"]
 
 
 @dataclass(frozen=True)
@@ -36,18 +48,21 @@ class ComiRecConfig:
     num_interests: int = 4  # R
     attention_hidden: int = 256
     dropout: float = 0.2
+    normalize_inputs: bool = True  # LayerNorm'd item embeddings
+    loss: Loss = "best_interest"
     time_lag: bool = False  # tell the interests how long it is until the next behaviour
     request_time_dropout: float = 0.1
     max_full_softmax_items: int = 20_000
     num_negatives: int = 8_192
 
     def __post_init__(self) -> None:
+        check_choice(self, "loss", get_args(Loss))
         check_at_least(self, 1, ("embedding_dim", "max_length", "num_interests", "attention_hidden"))
         check_share(self, ("dropout", "request_time_dropout"))
 
 
 class ComiRec(DenseTower):
-    """Self-attentive interests over the item table's own embeddings."""
+    """Self-attentive interests, each an average of the behaviours' embeddings."""
 
     def __init__(self, config: ComiRecConfig, num_items: int) -> None:
         super().__init__()
@@ -60,6 +75,7 @@ class ComiRec(DenseTower):
             config.embedding_dim,
             max_full_softmax_items=config.max_full_softmax_items,
             num_negatives=config.num_negatives,
+            normalize_inputs=config.normalize_inputs,
         )
         self.position_table = nn.Embedding(config.max_length, config.embedding_dim)
         nn.init.normal_(self.position_table.weight, std=0.02)
@@ -87,12 +103,14 @@ class ComiRec(DenseTower):
         return select_interest(interests, interests.square().sum(dim=-1))
 
     def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
-        """Each target is learned by the interest that already scores it best."""
+        """Softmax over the items at every position that has a target."""
         assert batch.target is not None
         supervised = batch.target != 0  # (B, N)
         interests, target = self.interests(batch)[supervised], batch.target[supervised]  # (P, R, D), (P,)
-        score = torch.einsum("prd,pd->pr", interests, self.items.embed(target))
-        return self.items.loss(select_interest(interests, score), target)
+        if self.config.loss == "label_aware":
+            score = interests @ self.item_embeddings()[target - 1][:, :, None]  # (P, R, 1)
+            return self.items.loss(select_interest(interests, score.squeeze(-1)), target)
+        return self._best_interest_loss(interests, target)
 
     def interests(self, batch: SequenceBatch) -> torch.Tensor:
         """(B, N, R, D) V after each position, read from the behaviours up to it."""
@@ -108,6 +126,19 @@ class ComiRec(DenseTower):
         if self.config.time_lag:
             interests = interests + self.pause(batch)[:, :, None]
         return interests
+
+    def _best_interest_loss(self, interests: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of max_r v_r·e_i over all items or sampled ones.   (P, R, D), (P,) -> scalar"""
+        items = self.item_embeddings()
+        if self.num_items <= self.config.max_full_softmax_items:
+            return F.cross_entropy((interests @ items.T).amax(dim=1), target - 1)
+        negative, log_expected_count = sample_negatives(
+            self.items.sampling_probability, self.config.num_negatives
+        )
+        positive = (interests @ items[target - 1][:, :, None]).amax(dim=1)  # (P, 1)
+        scores = (interests @ items[negative].T).amax(dim=1) - log_expected_count  # (P, Q), as in losses.py
+        scores = scores.masked_fill(negative == target[:, None] - 1, float("-inf"))
+        return F.cross_entropy(torch.cat([positive, scores], dim=1), torch.zeros_like(target))
 
 
 def select_interest(interests: torch.Tensor, score: torch.Tensor) -> torch.Tensor:

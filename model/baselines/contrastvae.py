@@ -44,7 +44,7 @@ class ContrastVAEConfig:
     feed_forward_hidden: int = 256
     dropout: float = 0.2
     augmentation: Augmentation = "variational"
-    kl_weight: float = 0.1
+    kl_weight: float = 0.01  # at 0.1, z soon tells nothing of the sequence
     kl_annealing_updates: int = 2_000  # until kl_weight is reached
     contrast_weight: float = 0.1
     temperature: float = 0.5  # of InfoNCE

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from model.batch import collate
 from model.data.dataset import EvaluationSet
-from model.drift import prepare_drift
+from model.drift import prepare_drift, slice_positions
 from model.noise import Noise, fresh_noise
 from model.t2diff import T2Diff
 
@@ -43,7 +43,7 @@ def drift_similarity(
         predictions = _predictions(model, sequence, batch.mask, noise)
         cosine = torch.stack([F.cosine_similarity(each, drift, dim=-1) for each in predictions], dim=-1)
         found["all"].append(cosine[batch.mask].cpu())
-        found["last"].append(cosine[torch.arange(len(part)), last[:, 0]].cpu())
+        found["last"].append(slice_positions(cosine, last)[:, 0].cpu())
     answer_of: dict[str, list[float]] = {"step": list(range(model.num_steps, 0, -1))}
     for name, parts in found.items():
         values = torch.cat(parts).numpy()  # (positions, T)

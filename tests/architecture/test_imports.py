@@ -27,7 +27,11 @@ IMPORTERS = {
     "fastapi": {"service/app.py"},
     "prometheus_client": {"service/metrics.py"},
     "purgatory": {"service/sequence_store.py"},
-    "matplotlib": {"model/schedule_figure.py", "loadtest/figure.py"},
+    "matplotlib": {
+        "model/schedule_figure.py",
+        "model/experiments/result_figure.py",
+        "loadtest/figure.py",
+    },
     "tensorboard": set(),
 }
 FORBIDDEN_IN = {

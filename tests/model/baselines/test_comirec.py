@@ -23,6 +23,9 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"num_interests": 1},
     {"time_lag": True},
+    {"loss": "label_aware"},
+    {"normalize_inputs": False},
+    {"loss": "label_aware", "max_full_softmax_items": 5, "num_negatives": 64},
     {"max_full_softmax_items": 5, "num_negatives": 64},
 ]
 
@@ -36,7 +39,15 @@ def _model(**settings: Any) -> ComiRec:
 def test_interests_by_hand() -> None:
     """Two items of dimension 1, two heads: A = softmax(W₂ tanh(W₁ x)), V = A x, read up to each position."""
     model = ComiRec(
-        ComiRecConfig(embedding_dim=1, max_length=2, num_interests=2, attention_hidden=1, dropout=0.0), 2
+        ComiRecConfig(
+            embedding_dim=1,
+            max_length=2,
+            num_interests=2,
+            attention_hidden=1,
+            dropout=0.0,
+            normalize_inputs=False,
+        ),
+        2,
     ).eval()
     with torch.no_grad():
         model.items.item_table.weight[1:] = torch.tensor([[0.5], [2.0]])
@@ -65,19 +76,43 @@ def test_the_one_embedding_is_the_longest_interest() -> None:
     assert torch.equal(model.user_embedding(batch), every[torch.arange(3), longest])
 
 
-def test_a_target_trains_the_interest_that_scores_it_best_and_no_other() -> None:
-    model = shake(_model()).train()
+@pytest.mark.parametrize("max_full_softmax_items", [100, 5])
+def test_label_aware_a_target_trains_the_interest_that_scores_it_best_and_no_other(
+    max_full_softmax_items: int,
+) -> None:
+    model = shake(_model(loss="label_aware", max_full_softmax_items=max_full_softmax_items)).train()
     assert isinstance(model, ComiRec)
     batch = collate(make_sequences([6]), max_length=6)
     target = torch.zeros_like(batch.item_index).index_fill(1, torch.tensor([5]), 7)
     kept = model.interests(batch)
-    best = int((kept[0, 5] @ model.items.item_table.weight[7]).argmax())
+    best = int((kept[0, 5] @ model.item_embeddings()[6]).argmax())
     leaf = kept.detach().requires_grad_()
     model.interests = lambda _: leaf  # type: ignore[method-assign]
     model.training_loss(replace(batch, target=target)).backward()
     assert leaf.grad is not None
     touched = leaf.grad.abs().sum(dim=-1)[0].nonzero().tolist()
     assert touched == [[5, best]]
+
+
+def test_best_interest_loss_by_hand() -> None:
+    """Two interests (1, 0) and (0, 1); items (2, 1), (0, 3), (-1, -4) score 2, 3, -1 by their best one."""
+    model = _model(embedding_dim=2, num_interests=2)
+    items = torch.tensor([[2.0, 1.0], [0.0, 3.0], [-1.0, -4.0]])
+    model.item_embeddings = lambda: items  # type: ignore[method-assign]
+    loss = model._best_interest_loss(torch.eye(2)[None], torch.tensor([1]))
+    assert loss.item() == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + math.exp(3) + math.exp(-1))))
+
+
+def test_sampled_best_interest_loss_estimates_the_full_one() -> None:
+    model = shake(_model(max_full_softmax_items=5, num_negatives=200_000))
+    full = shake(_model())
+    assert isinstance(model, ComiRec)
+    assert isinstance(full, ComiRec)
+    full.load_state_dict(model.state_dict())
+    model.observe_item_counts(torch.arange(NUM_ITEMS))
+    interests, target = torch.randn(5, 4, 8), torch.tensor([1, 30, 7, 7, 12])
+    sampled = model._best_interest_loss(interests, target).item()
+    assert sampled == pytest.approx(full._best_interest_loss(interests, target).item(), rel=0.02)
 
 
 def test_select_interest_takes_the_row_of_the_largest_score() -> None:
@@ -105,7 +140,7 @@ def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: d
 
 
 def test_overfits_one_batch() -> None:
-    check_overfits_one_batch(_model(num_interests=1), updates=400)
+    check_overfits_one_batch(_model(num_interests=1, embedding_dim=16), updates=400)
 
 
 def test_with_several_interests_some_list_begins_with_the_target() -> None:

@@ -15,6 +15,8 @@ import pytest
 from model.data.dataset import Split
 from model.evaluation import metrics_of_ranks
 from model.experiments.comparison import compare, parse_models, parse_seeds, plan_comparison
+from model.experiments.measured_run import carry_out
+from model.experiments.results import summarise
 from model.experiments.runs import Run, alone_in
 from model.registry import MODELS
 from tests.model.experiments.conftest import BASE, OWN, plan
@@ -121,6 +123,7 @@ def test_finished_runs_are_kept_and_other_data_stays(split: Split, tmp_path: Pat
             _compare(split, few, folder)
     more = plan(split, work, "popularity", "sasrec:tiny", "markov")
     _compare(split, more, out, resume=True)
+    carry_out(few[0], split, lambda share, words: None)  # as a second command at the same time would
     assert {path: path.stat().st_mtime_ns for path in before} == before
     entries = json.loads((out / "results.json").read_text())
     assert {entry["model"] for entry in entries} == {"popularity", "sasrec", "markov"}
@@ -130,6 +133,27 @@ def test_finished_runs_are_kept_and_other_data_stays(split: Split, tmp_path: Pat
     assert [entry["dataset"] for entry in both[len(entries) :]] == ["Other", "Other"]
     assert "## Drift" in (out / "table.md").read_text()
     assert "## Other" in (out / "table.md").read_text()
+
+
+def test_models_are_tested_on_the_seeds_that_both_have(split: Split, tmp_path: Path) -> None:
+    runs = [
+        *plan(split, tmp_path, "popularity", seeds=(0, 1)),
+        *plan(split, tmp_path, "markov", seeds=(1, 2)),
+    ]
+    runs += plan(split, tmp_path, "item_knn", seeds=(3,))
+    for run in runs:
+        carry_out(run, split, lambda share, words: None)
+    summary = summarise(runs, dataset="Drift", split=split, reference="popularity")
+    assert {test["against_model"] for test in summary["tests"]} == {"markov"}
+    assert all(test["seeds"] == [1] for test in summary["tests"])
+    recall = {run.model: metrics_of_ranks(run.ranks("test"))["recall_at_20"] for run in runs}
+    (test,) = (
+        test for test in summary["tests"] if (test["metric"], test["questions"]) == ("recall_at_20", "all")
+    )
+    assert (test["ours"], test["theirs"]) == pytest.approx((recall["popularity"], recall["markov"]), abs=1e-6)
+    (row,) = (row for row in summary["rows"] if (row["model"], row["part"]) == ("markov", "test"))
+    assert row["seeds"] == [1, 2]
+    assert row["metrics"]["recall_at_20"] == pytest.approx(recall["markov"], abs=1e-6)
 
 
 def test_a_run_that_fails_is_named_and_the_others_count(split: Split, tmp_path: Path) -> None:

@@ -100,7 +100,10 @@ def test_a_search_goes_on_where_it_was_cut_off(split: Split, tmp_path: Path) -> 
 def _record(spec: str, trial: int, recall: float, **given: Any) -> dict[str, Any]:
     return {
         **{"spec": spec, "trial": trial, "epochs": 7, "dataset_id": "d"},
-        "settings": {"model": {"dropout": recall}, "training": {"learning_rate": recall}},
+        "settings": {
+            "model": {"dropout": recall, "embedding_dim": 32},
+            "training": {"learning_rate": recall, "batch_size": 64},
+        },
         "validation": {"recall_at_20": recall, "mrr_at_20": 1 - recall},
         **given,
     }
