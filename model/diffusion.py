@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from model.noise import Noise
-from model.noise_schedule import NoiseSchedule
+from model.noise_schedule import SAMPLERS, NoiseSchedule
 
 Approximator = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """f_θ(noised_drift (B, N, D), sequence (B, N, D), step (B,)) -> predicted_drift (B, N, D)   (Eq. 16)"""
@@ -38,13 +38,14 @@ def reverse_step(
     step: int,
     previous_step: int,
     schedule: NoiseSchedule,
+    sampler: str = "ddpm",
 ) -> torch.Tensor:
     """Fusion: one draw from p(z_s | z_t, ẑ_0) (Eq. 17), with √β̃ as in DDPM where the paper prints β̃.
 
     noised_drift: (B, N, D) z_t   predicted_drift: (B, N, D) ẑ_0   noise: (B, N, D) ε', None when s = 0
-    step, previous_step: t > s >= 0   -> (B, N, D) z_s
+    step, previous_step: t > s >= 0   sampler: a name of SAMPLERS   -> (B, N, D) z_s
     """
-    of_predicted, of_current, variance = schedule.posterior(step, previous_step)
+    of_predicted, of_current, variance = SAMPLERS[sampler](schedule, step, previous_step)
     posterior_mean = of_predicted * predicted_drift + of_current * noised_drift
     if noise is None:
         return posterior_mean
@@ -58,11 +59,13 @@ def reverse(
     *,
     schedule: NoiseSchedule,
     steps: Sequence[int] | None = None,
+    sampler: str = "ddpm",
 ) -> torch.Tensor:
     """Generate the drift from noise (Algorithm 2). This plain loop is the reference of every faster one.
 
     sequence: (B, N, D) X_{1:n}, the condition   noise: draws (B, N, D) for a step
-    steps: the steps visited, descending; all of T..1 when None   -> (B, N, D) z_0
+    steps: the steps visited, descending; all of T..1 when None
+    sampler: `ddpm` draws noise at every step, `ddim` only z_T   -> (B, N, D) z_0
     """
     visited = list(steps) if steps is not None else list(range(schedule.num_steps, 0, -1))
     drift = noise(visited[0])  # z_T
@@ -72,10 +75,11 @@ def reverse(
         drift = reverse_step(
             drift,
             predicted_drift,
-            noise(previous_step) if previous_step > 0 else None,
+            noise(previous_step) if previous_step > 0 and sampler == "ddpm" else None,
             step=step,
             previous_step=previous_step,
             schedule=schedule,
+            sampler=sampler,
         )
     return drift
 

@@ -73,14 +73,11 @@ def rank_targets(
         if hide_request_time:
             sequences = [sequence._replace(request_time=UNKNOWN_TIME) for sequence in sequences]
         batch = collate(sequences, max_length=model.max_length).to(device)
-        noise = None
-        if model.num_steps:
-            noise = fresh_noise((*batch.item_index.shape, model.noise_dim), generator.device, generator)
-        scores = score(batch, noise)  # (B, M)
+        scores = score(batch, noise_for(model, batch, generator))  # (B, M)
         target = torch.as_tensor(evaluation.target[chosen], dtype=torch.long, device=device) - 1
         if mask_seen:
-            _mask_seen(scores, sequences, target)
-        ranks.append(_rank(scores, target).cpu().numpy())
+            mask_seen_items(scores, sequences, target)
+        ranks.append(rank_of(scores, target).cpu().numpy())
         if on_batch is not None:
             on_batch(first + len(chosen))
     model.train(was_training)
@@ -95,24 +92,39 @@ def scorer_of(model: TwoTower) -> Callable[[SequenceBatch, Noise | None], torch.
     if isinstance(model, CountedTower):
         return lambda batch, noise: model.score_all(batch)
     items = model.item_embeddings()  # (M, D)
-    return lambda batch, noise: score_items(model.user_embedding(batch, noise), items, model.metric)
+    return lambda batch, noise: score_items(model.user_embeddings(batch, noise), items, model.metric)
 
 
 def score_items(user: torch.Tensor, items: torch.Tensor, metric: str) -> torch.Tensor:
-    """Scores of all items, larger being better.   user: (B, D)   items: (M, D)   -> (B, M)"""
-    if metric == "inner_product":
-        return user @ items.T
-    return -torch.cdist(user, items).square()
+    """Scores of all items, larger being better.
+
+    user: (B, D), or (B, R, D) of whose routes an item's best score counts   items: (M, D)   -> (B, M)
+    """
+    best = None
+    for route in (user if user.ndim == 3 else user[:, None]).unbind(dim=1):
+        score = route @ items.T if metric == "inner_product" else -torch.cdist(route, items).square()
+        best = score if best is None else torch.maximum(best, score)
+    assert best is not None
+    return best
 
 
-def _rank(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def noise_for(model: TwoTower, batch: SequenceBatch, generator: torch.Generator) -> Noise | None:
+    """Fresh noise for one batch of a model that draws some: (B * R, N, D) a step."""
+    if not model.num_steps:
+        return None
+    num_rows, length = batch.item_index.shape
+    shape = (num_rows * model.num_routes, length, model.noise_dim)
+    return fresh_noise(shape, generator.device, generator)
+
+
+def rank_of(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """(B, M), (B,) -> (B,); NaN scores rank a target last."""
     of_target = scores.gather(1, target[:, None])
     not_behind = ~(scores < of_target)  # true for NaN as well
     return not_behind.sum(dim=1).clamp(min=1)
 
 
-def _mask_seen(scores: torch.Tensor, sequences: list[UserSequence], target: torch.Tensor) -> None:
+def mask_seen_items(scores: torch.Tensor, sequences: list[UserSequence], target: torch.Tensor) -> None:
     """Lower what a user has seen below everything else, except the target itself."""
     for row, sequence in enumerate(sequences):
         seen = torch.as_tensor(np.unique(sequence.item_index), dtype=torch.long, device=scores.device) - 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from model.linear_cross_entropy import linear_cross_entropy
+
 
 def kl_loss(predicted_drift: torch.Tensor, drift: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean squared error between ẑ_0 and z_0 over real positions (Eq. 23: both are means of Gaussians).
@@ -20,9 +22,10 @@ def tower_loss(
 ) -> torch.Tensor:
     """Softmax cross-entropy over every item (Eq. 24).
 
-    user_embedding: (P, D)   item_embeddings: (M, D)   target: (P,) long rows of item_embeddings   -> scalar
+    user_embedding: (P, D), or (P, R, D) of whose routes an item's best score counts
+    item_embeddings: (M, D)   target: (P,) long rows of item_embeddings   -> scalar
     """
-    return F.cross_entropy(user_embedding @ item_embeddings.T, target)
+    return linear_cross_entropy(user_embedding, item_embeddings, target)
 
 
 def sampled_tower_loss(
@@ -38,10 +41,12 @@ def sampled_tower_loss(
     correction; Bengio and Senécal 2008, Yi et al. 2019 [34]), which makes the estimate of the
     denominator unbiased whatever the sampling distribution. The target itself is certain, so it is
     not corrected, and a negative that equals the target is left out.
-    user_embedding: (P, D)   target: (P,) rows   negative: (Q,) rows   log_expected_count: (Q,)   -> scalar
+    user_embedding: (P, D) or (P, R, D)   target: (P,) rows   negative: (Q,) rows
+    log_expected_count: (Q,)   -> scalar
     """
-    positive = (user_embedding * item_embeddings[target]).sum(dim=-1, keepdim=True)  # (P, 1)
-    scores = user_embedding @ item_embeddings[negative].T - log_expected_count  # (P, Q)
+    routes = user_embedding if user_embedding.ndim == 3 else user_embedding[:, None]  # (P, R, D)
+    positive = (routes @ item_embeddings[target][:, :, None]).amax(dim=1)  # (P, 1)
+    scores = (routes @ item_embeddings[negative].T).amax(dim=1) - log_expected_count  # (P, Q)
     scores = scores.masked_fill(negative[None, :] == target[:, None], float("-inf"))
     logits = torch.cat([positive, scores], dim=1)  # (P, 1 + Q)
     return F.cross_entropy(logits, torch.zeros_like(target))

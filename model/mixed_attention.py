@@ -14,9 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model.dropout import Dropout
 from model.sessions import NUM_LAG_BUCKETS, history_mask, session_mask
+from model.small_embedding import SmallEmbedding
 
 Readout = Literal["last", "mean"]
+HistoryAttention = Literal["activation_unit", "multi_head"]
 
 
 class SessionLayer(nn.Module):
@@ -35,11 +38,11 @@ class SessionLayer(nn.Module):
         self.of_key_value = nn.Linear(dim, 2 * dim)
         self.of_output = nn.Linear(dim, dim)
         self.feed_forward = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
+            nn.Linear(dim, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, dim)
         )
-        self.distance_bias = nn.Embedding(session_length + 1, num_heads)  # 0..k behaviours back
-        self.lag_bias = nn.Embedding(NUM_LAG_BUCKETS, num_heads)
-        self.dropout = nn.Dropout(dropout)
+        self.distance_bias = SmallEmbedding(session_length + 1, num_heads)  # 0..k behaviours back
+        self.lag_bias = SmallEmbedding(NUM_LAG_BUCKETS, num_heads)
+        self.dropout = Dropout(dropout)
         nn.init.zeros_(self.distance_bias.weight)
         nn.init.zeros_(self.lag_bias.weight)
 
@@ -108,8 +111,8 @@ class SessionLayer(nn.Module):
         return tokens + self.dropout(self.feed_forward(self.norm_feed_forward(tokens)))
 
 
-class TargetAttention(nn.Module):
-    """What of the history matters to h_s (Eq. 20, 21).
+class ActivationUnit(nn.Module):
+    """What of the history matters to h_s, each behaviour weighed by a small network (Eq. 20, 21).
 
     Eq. 20 divides raw FFN outputs by their sum, which may be zero or negative; here the FFN's outputs
     go through a softmax together with one learned score for "none of it", which also gives users
@@ -120,7 +123,7 @@ class TargetAttention(nn.Module):
         super().__init__()
         self.first = nn.Linear(4 * dim, hidden)
         self.second = nn.Linear(hidden, 1)
-        self.of_lag = nn.Embedding(NUM_LAG_BUCKETS, hidden)
+        self.of_lag = SmallEmbedding(NUM_LAG_BUCKETS, hidden)
         self.none_score = nn.Parameter(torch.zeros(1))
         nn.init.zeros_(self.of_lag.weight)
 
@@ -161,6 +164,45 @@ class TargetAttention(nn.Module):
         return self.second(F.silu(activation)).squeeze(-1)
 
 
+class MultiHeadHistory(nn.Module):
+    """What of the history matters to h_s, by multi-head attention from h_s to the history.
+
+    In place of Eq. 20's network for every pair: its cost does not grow with a hidden width, which makes
+    long histories affordable. A learned key stands for "none of it", with the value 0.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.of_query = nn.Linear(dim, dim)
+        self.of_key_value = nn.Linear(dim, 2 * dim)
+        self.of_lag = SmallEmbedding(NUM_LAG_BUCKETS, num_heads)
+        self.none_score = nn.Parameter(torch.zeros(num_heads))
+        nn.init.zeros_(self.of_lag.weight)
+
+    def forward(
+        self,
+        history: torch.Tensor,
+        session_interest: torch.Tensor,
+        *,
+        allowed: torch.Tensor,
+        lag: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """As of ActivationUnit."""
+        query = self._heads(self.of_query(session_interest))
+        key, value = (self._heads(part) for part in self.of_key_value(history).chunk(2, dim=-1))
+        score = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (B, heads, P, N)
+        if lag is not None:
+            score = score + self.of_lag(lag).permute(0, 3, 1, 2)
+        score = score.masked_fill(~allowed[:, None], float("-inf"))
+        none = self.none_score[:, None, None].expand(*score.shape[:3], 1)
+        weight = torch.cat([score, none], dim=-1).softmax(dim=-1)[..., :-1]
+        return (weight @ value).transpose(1, 2).flatten(2)
+
+    def _heads(self, values: torch.Tensor) -> torch.Tensor:
+        return values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
 class MixedAttention(nn.Module):
     """From behaviours and x̂ to the user embedding (Eq. 19-22)."""
 
@@ -174,6 +216,7 @@ class MixedAttention(nn.Module):
         activation_hidden: int,
         session_length: int,
         readout: Readout,
+        history_attention: HistoryAttention,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -185,11 +228,15 @@ class MixedAttention(nn.Module):
             for _ in range(num_layers)
         )
         self.intent_type = nn.Parameter(torch.zeros(dim))
-        self.of_gap = nn.Embedding(NUM_LAG_BUCKETS, dim)
+        self.of_gap = SmallEmbedding(NUM_LAG_BUCKETS, dim)
         self.norm_interest = nn.LayerNorm(dim)
-        self.target_attention = TargetAttention(dim, hidden=activation_hidden)
+        self.target_attention: nn.Module = (
+            MultiHeadHistory(dim, num_heads=num_heads)
+            if history_attention == "multi_head"
+            else ActivationUnit(dim, hidden=activation_hidden)
+        )
         self.combine = nn.Sequential(
-            nn.Linear(2 * dim, 2 * dim), nn.SiLU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim)
+            nn.Linear(2 * dim, 2 * dim), nn.SiLU(), Dropout(dropout), nn.Linear(2 * dim, dim)
         )
         self.norm_user = nn.LayerNorm(dim)
         nn.init.zeros_(self.of_gap.weight)

@@ -24,6 +24,7 @@ _WEYL_1 = 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _ROUNDS = 10
+_ROUTE_KEY = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: the keys of routes lie far apart
 
 
 def fresh_noise(
@@ -58,6 +59,11 @@ def request_key(seed: int, user_id: str) -> int:
     """The 64-bit key of a request: equal seeds give equal answers for one user, other users other noise."""
     digest = hashlib.blake2b(f"{seed}\x00{user_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+def route_keys(keys: Sequence[int], num_routes: int) -> list[int]:
+    """A key for each of a request's routes, its own for the first.   B keys -> B * R keys"""
+    return [(key + route * _ROUTE_KEY) % 2**64 for key in keys for route in range(num_routes)]
 
 
 def philox(key: np.ndarray, *, step: int, num_blocks: int) -> np.ndarray:

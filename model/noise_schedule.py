@@ -103,3 +103,21 @@ class NoiseSchedule(nn.Module):
         of_current = math.sqrt(alpha) * (1 - previous) / (1 - alpha_cumprod)
         variance = (1 - previous) / (1 - alpha_cumprod) * beta
         return of_predicted, of_current, variance
+
+    def ddim(self, step: int, previous_step: int) -> tuple[float, float, float]:
+        """The same scalars for the deterministic way from t to s (DDIM, Song et al. 2021, Eq. 12 with η = 0).
+
+        z_s = √ᾱ_s·ẑ_0 + √(1 - ᾱ_s)·ε̂ with the noise ε̂ that z_t holds beside ẑ_0; no new noise is drawn.
+        """
+        alpha_cumprod = float(self.alphas_cumprod[step - 1])
+        previous = float(self.alphas_cumprod[previous_step - 1]) if previous_step > 0 else 1.0
+        of_current = math.sqrt((1 - previous) / (1 - alpha_cumprod))
+        of_predicted = math.sqrt(previous) - math.sqrt(alpha_cumprod) * of_current
+        return of_predicted, of_current, 0.0
+
+
+SAMPLERS: dict[str, Callable[[NoiseSchedule, int, int], tuple[float, float, float]]] = {
+    "ddpm": NoiseSchedule.posterior,
+    "ddim": NoiseSchedule.ddim,
+}
+"""sampler(schedule, step, previous_step) -> (coefficient of ẑ_0, coefficient of z_t, variance)"""

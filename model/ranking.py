@@ -14,8 +14,7 @@ import torch
 
 from model.batch import UNKNOWN_TIME, collate
 from model.data.dataset import EvaluationSet
-from model.evaluation import _mask_seen, _rank, scorer_of
-from model.noise import fresh_noise
+from model.evaluation import mask_seen_items, noise_for, rank_of, scorer_of
 from model.two_tower import TwoTower
 
 LIST_LENGTH = 100
@@ -63,15 +62,12 @@ def rank_and_list(
         if hide_request_time:
             sequences = [sequence._replace(request_time=UNKNOWN_TIME) for sequence in sequences]
         batch = collate(sequences, max_length=model.max_length).to(device)
-        noise = None
-        if model.num_steps:
-            noise = fresh_noise((*batch.item_index.shape, model.noise_dim), generator.device, generator)
-        scores = score(batch, noise)  # (B, M)
+        scores = score(batch, noise_for(model, batch, generator))  # (B, M)
         target = torch.as_tensor(questions.target[first : first + len(chosen)], dtype=torch.long) - 1
         target = target.to(device)
-        rank, top = _rank(scores, target), _first(scores, length)
-        _mask_seen(scores, sequences, target)
-        answers = (rank, _rank(scores, target), top, _first(scores, length))
+        rank, top = rank_of(scores, target), _first(scores, length)
+        mask_seen_items(scores, sequences, target)
+        answers = (rank, rank_of(scores, target), top, _first(scores, length))
         parts.append(tuple(answer.cpu().numpy() for answer in answers))
         if on_batch is not None:
             on_batch(first + len(chosen))

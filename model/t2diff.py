@@ -3,8 +3,8 @@
 The paper's Algorithm 1 hands the tower an x̂ made from the noised *true* next behaviour, which
 inference cannot have; the tower learns to trust it and falls apart when serving. The default here
 hands training the x̂ that serving makes, generated from pure noise. `predicted_next` chooses:
-`generated` (default), `noised_truth` (Algorithm 1 as printed), `learned_token` (no diffusion: the
-mixed-attention ablation).
+`generated` (default), `noised_truth` (Algorithm 1 as printed), `regressed` (the same U-Net without
+noise, the control of what diffusion is worth), `learned_token` (neither: the mixed-attention ablation).
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from torch import nn
 from model.batch import UNKNOWN_TIME, SequenceBatch
 from model.diffusion import diffuse, reverse, sample_steps, strided_steps
 from model.drift import apply_drift, prepare_drift, slice_positions
+from model.dropout import Dropout
 from model.losses import kl_loss, sample_negatives, sampled_tower_loss, tower_loss
-from model.mixed_attention import MixedAttention, Readout
+from model.mixed_attention import HistoryAttention, MixedAttention, Readout
 from model.noise import Noise, fresh_noise
 from model.noise_schedule import BETA_SHAPES, NoiseSchedule
 from model.sessions import NUM_LAG_BUCKETS, lag_bucket, session_start
 from model.two_tower import TwoTower
 from model.unet1d import Padding, UNet1d
 
-PredictedNext = Literal["generated", "noised_truth", "learned_token"]
+PredictedNext = Literal["generated", "noised_truth", "regressed", "learned_token"]
+Sampler = Literal["ddpm", "ddim"]
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,20 @@ class T2DiffConfig:
     beta_start: float = 0.002
     final_alpha_cumprod: float = 0.001  # ᾱ_T
     num_inference_steps: int | None = None  # None: all T
+    sampler: Sampler = "ddpm"  # ddim: noise only at the start
     predicted_next: PredictedNext = "generated"
+    num_routes: int = 1  # R draws of x̂, each a user embedding
     num_training_steps: int = 1  # reverse steps that make x̂ while training
+    drift_preparation: bool = True  # diffuse drifts (Eq. 11); without it the behaviours themselves
     drift_scale: float = 0.1  # what the drift is multiplied by before noise of variance 1 is added
     kl_weight: float = 1.0  # λ
+    intent_loss_weight: float = 0.0  # of the softmax over items that x̂ itself is asked for
+    tower_gradient: bool = False  # let L_TOWER train the U-Net through x̂
     unet_channels: tuple[int, int, int] = (32, 48, 48)
     unet_step_channels: int = 32
     unet_padding: Padding = "causal"
     readout: Readout = "last"
+    history_attention: HistoryAttention = "activation_unit"
     time_lag: bool = True
     request_time_dropout: float = 0.1  # share of training sequences that hide when the next behaviour is
     num_layers: int = 2
@@ -63,13 +71,22 @@ class T2DiffConfig:
     def __post_init__(self) -> None:
         for name, choices in (
             ("predicted_next", get_args(PredictedNext)),
+            ("sampler", get_args(Sampler)),
             ("unet_padding", get_args(Padding)),
             ("readout", get_args(Readout)),
+            ("history_attention", get_args(HistoryAttention)),
             ("schedule", tuple(BETA_SHAPES)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("max_length", "session_length", "num_steps", "num_training_steps", "num_layers"):
+        for name in (
+            "max_length",
+            "session_length",
+            "num_steps",
+            "num_training_steps",
+            "num_routes",
+            "num_layers",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("num_training_steps", "num_inference_steps"):
@@ -101,10 +118,11 @@ class T2Diff(TwoTower):
         self.num_items = num_items
         self.max_length = config.max_length
         self.embedding_dim = config.embedding_dim
+        self.num_routes = config.num_routes
         self.item_table = nn.Embedding(num_items + 1, config.embedding_dim, padding_idx=0)
         nn.init.normal_(self.item_table.weight, std=0.02)
         self.norm_item = nn.LayerNorm(config.embedding_dim, elementwise_affine=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.attention = MixedAttention(
             config.embedding_dim,
             num_layers=config.num_layers,
@@ -113,6 +131,7 @@ class T2Diff(TwoTower):
             activation_hidden=config.activation_hidden,
             session_length=config.session_length,
             readout=config.readout,
+            history_attention=config.history_attention,
             dropout=config.dropout,
         )
         self.register_buffer("sampling_probability", torch.full((num_items,), 1.0 / num_items))
@@ -120,8 +139,9 @@ class T2Diff(TwoTower):
         if config.predicted_next == "learned_token":
             self.intent_token = nn.Parameter(torch.zeros(config.embedding_dim))
             return
-        self.noise_dim = config.embedding_dim
-        self.num_steps = config.num_steps
+        if config.predicted_next != "regressed":
+            self.noise_dim = config.embedding_dim
+            self.num_steps = config.num_steps
         self.schedule = NoiseSchedule(
             config.schedule,
             config.num_steps,
@@ -134,38 +154,48 @@ class T2Diff(TwoTower):
             step_channels=config.unet_step_channels,
             padding=config.unet_padding,
         )
+        if config.intent_loss_weight:
+            self.intent_scale = nn.Parameter(torch.tensor(0.2))
 
     # --- the contract ---------------------------------------------------------------------------
 
     def user_embedding(self, batch: SequenceBatch, noise: Noise | None = None) -> torch.Tensor:
-        """(B, D) e_u after the last behaviour, with x̂ generated from noise (Algorithm 2)."""
+        """(B, D) e_u of the first route."""
+        return self.user_embeddings(batch, noise)[:, 0]
+
+    def user_embeddings(self, batch: SequenceBatch, noise: Noise | None = None) -> torch.Tensor:
+        """(B, R, D) e_u after the last behaviour, for each of R x̂ generated from noise (Algorithm 2)."""
         sequence = self.embed(batch.item_index)
-        positions = (batch.length - 1)[:, None]  # (B, 1)
+        positions = (batch.length - 1)[:, None].expand(-1, self.num_routes)  # (B, R)
         if self.config.predicted_next == "learned_token":
-            predicted_next = self.intent_token.expand_as(sequence)
+            intent = self.intent_token.expand(*positions.shape, -1)
+        elif self.config.predicted_next == "regressed":
+            intent = slice_positions(self.regress_next(sequence, batch.mask), positions)
         else:
+            each = sequence.repeat_interleave(self.num_routes, dim=0)  # (B * R, N, D)
+            mask = batch.mask.repeat_interleave(self.num_routes, dim=0)
             num_visited = self.config.num_inference_steps or self.config.num_steps
-            predicted_next = self.generate_next(sequence, batch.mask, num_visited=num_visited, noise=noise)
-        return self.attend(batch, sequence, predicted_next, positions)[:, 0]
+            predicted_next = self.generate_next(each, mask, num_visited=num_visited, noise=noise)
+            intent = slice_positions(predicted_next, positions.reshape(-1, 1)).view(*positions.shape, -1)
+        return self.attend(batch, sequence, intent, positions)
 
     def item_embeddings(self) -> torch.Tensor:
         """(M, D) e_i of item indices 1..M."""
         return self.item_table.weight[1:]
 
     def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
-        """L_TOTAL = L_TOWER + λ·L_KL (Eq. 25); the gradients of the two never meet."""
+        """L_TOTAL = L_TOWER + λ·L_KL (Eq. 25); without `tower_gradient` their gradients never meet."""
         assert batch.target is not None
         sequence = self.embed(batch.item_index)
-        if self.config.predicted_next == "learned_token":
-            predicted_next = self.intent_token.expand_as(sequence)
-            diffusion_loss = sequence.new_zeros(())
-        else:
-            predicted_next, diffusion_loss = self._train_diffusion(batch, sequence.detach())
+        predicted_next, generator_loss = self._train_generator(batch, sequence.detach())
         supervised = batch.target != 0  # (B, N)
         positions = torch.arange(sequence.shape[1], device=sequence.device).expand_as(batch.item_index)
-        user = self.attend(batch, self.dropout(sequence), predicted_next, positions)  # (B, N, D)
-        loss = self._tower_loss(user[supervised], batch.target[supervised] - 1)
-        return loss + self.config.kl_weight * diffusion_loss
+        user = self.attend(  # R times N positions
+            batch, self.dropout(sequence), predicted_next.flatten(1, 2), positions.repeat(1, self.num_routes)
+        )
+        user = user.unflatten(1, (self.num_routes, -1)).transpose(1, 2)  # (B, N, R, D)
+        target = batch.target[supervised] - 1
+        return self._softmax_loss(user[supervised], self.item_embeddings(), target) + generator_loss
 
     def observe_item_counts(self, counts: torch.Tensor) -> None:
         """Negatives are drawn in proportion to count^0.75, the usual middle between uniform and popular."""
@@ -191,8 +221,16 @@ class T2Diff(TwoTower):
             return self._predict_drift(drift, condition, step, mask)
 
         steps = strided_steps(self.config.num_steps, num_visited)
-        drift = reverse(approximate, sequence, noise, schedule=self.schedule, steps=steps)
-        return apply_drift(drift / self.config.drift_scale, sequence)
+        drift = reverse(
+            approximate, sequence, noise, schedule=self.schedule, steps=steps, sampler=self.config.sampler
+        )
+        return self._next_of(drift, sequence)
+
+    def regress_next(self, sequence: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """x̂ by one pass of the U-Net over nothing but the condition.   -> (B, N, D)"""
+        step = torch.full((len(sequence),), self.config.num_steps, device=sequence.device)
+        drift = self._predict_drift(torch.zeros_like(sequence), sequence, step, mask)
+        return self._next_of(drift, sequence)
 
     def attend(
         self,
@@ -201,7 +239,7 @@ class T2Diff(TwoTower):
         predicted_next: torch.Tensor,
         positions: torch.Tensor,
     ) -> torch.Tensor:
-        """e_u at `positions`.   sequence, predicted_next: (B, N, D)   positions: (B, P) -> (B, P, D)"""
+        """e_u at `positions`.   sequence: (B, N, D)   predicted_next: (B, P, D) x̂ there -> (B, P, D)"""
         start = session_start(
             batch.timestamp,
             session_length=self.config.session_length,
@@ -212,7 +250,7 @@ class T2Diff(TwoTower):
             gap, lag = self._lags(batch, positions)
         return self.attention(
             sequence,
-            slice_positions(predicted_next, positions),
+            predicted_next,
             positions=positions,
             session_start=start,
             gap=gap,
@@ -239,23 +277,55 @@ class T2Diff(TwoTower):
         lag = lag_bucket(next_time[:, :, None], batch.timestamp[:, None, :])
         return lag_bucket(next_time, last_time), lag
 
-    def _train_diffusion(
+    def _train_generator(
         self, batch: SequenceBatch, sequence: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Algorithm 1 on stopped gradients.   -> x̂ (B, N, D), L_KL"""
-        scale = self.config.drift_scale
-        drift = scale * prepare_drift(sequence, self.embed(batch.next_item).detach())
-        step = sample_steps(len(drift), self.config.num_steps, drift.device)
-        noised_drift = diffuse(drift, step, torch.randn_like(drift), self.schedule)
-        predicted_drift = self._predict_drift(noised_drift, sequence, step, batch.mask)
-        loss = kl_loss(predicted_drift / scale, drift / scale, batch.next_item != 0)
-        if self.config.predicted_next == "noised_truth":
-            return apply_drift(predicted_drift.detach() / scale, sequence), loss
-        with torch.no_grad():
-            predicted_next = self.generate_next(
-                sequence, batch.mask, num_visited=self.config.num_training_steps, noise=None
-            )
-        return predicted_next, loss
+        """Algorithm 1 on stopped gradients.   -> x̂ (B, R, N, D), what the generator loses"""
+        config = self.config
+        if config.predicted_next == "learned_token":
+            return self._routes(self.intent_token.expand_as(sequence)), sequence.new_zeros(())
+        following = self.embed(batch.next_item).detach()
+        drift = prepare_drift(sequence, following) if config.drift_preparation else following
+        drift = config.drift_scale * drift
+        known = batch.next_item != 0
+        if config.predicted_next == "regressed":
+            regressed = self.regress_next(sequence, batch.mask)
+            loss = config.kl_weight * kl_loss(regressed, following, known)
+            predicted_next = self._routes(regressed)
+        else:
+            step = sample_steps(len(drift), config.num_steps, drift.device)
+            noised_drift = diffuse(drift, step, torch.randn_like(drift), self.schedule)
+            predicted_drift = self._predict_drift(noised_drift, sequence, step, batch.mask)
+            scale = config.drift_scale
+            loss = config.kl_weight * kl_loss(predicted_drift / scale, drift / scale, known)
+            if config.predicted_next == "noised_truth":
+                return self._routes(self._next_of(predicted_drift.detach(), sequence)), loss
+            with torch.set_grad_enabled(config.tower_gradient or config.intent_loss_weight > 0):
+                each = self._routes(sequence).flatten(0, 1)
+                mask = batch.mask.repeat_interleave(config.num_routes, dim=0)
+                predicted_next = self.generate_next(
+                    each, mask, num_visited=config.num_training_steps, noise=None
+                ).unflatten(0, (-1, config.num_routes))
+        if config.intent_loss_weight:
+            loss = loss + config.intent_loss_weight * self._intent_loss(predicted_next, batch)
+        return predicted_next if config.tower_gradient else predicted_next.detach(), loss
+
+    def _intent_loss(self, predicted_next: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
+        """x̂ as a user embedding of its own: the softmax over items, whose embeddings it does not move."""
+        assert batch.target is not None
+        supervised = batch.target != 0
+        items = self.norm_item(self.item_embeddings().detach())
+        user = self.intent_scale * predicted_next.transpose(1, 2)[supervised]  # (P, R, D)
+        return self._softmax_loss(user, items, batch.target[supervised] - 1)
+
+    def _routes(self, values: torch.Tensor) -> torch.Tensor:
+        """The same for every route.   (B, N, D) -> (B, R, N, D)"""
+        return values[:, None].expand(-1, self.num_routes, -1, -1)
+
+    def _next_of(self, drift: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
+        """x̂ of a scaled drift (Eq. 18).   (B, N, D), (B, N, D) -> (B, N, D)"""
+        drift = drift / self.config.drift_scale
+        return apply_drift(drift, sequence) if self.config.drift_preparation else drift
 
     def _predict_drift(
         self, noised_drift: torch.Tensor, sequence: torch.Tensor, step: torch.Tensor, mask: torch.Tensor
@@ -264,8 +334,9 @@ class T2Diff(TwoTower):
         unet_mask = mask if self.config.unet_padding == "same" else None
         return self.config.drift_scale * self.unet(noised_drift, sequence, step, unet_mask)
 
-    def _tower_loss(self, user: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def _softmax_loss(self, user: torch.Tensor, items: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Over all items, or sampled ones.   user: (P, R, D)   items: (M, D)   target: (P,) -> scalar"""
         if self.num_items <= self.config.max_full_softmax_items:
-            return tower_loss(user, self.item_embeddings(), target)
+            return tower_loss(user, items, target)
         negative, log_expected_count = sample_negatives(self.sampling_probability, self.config.num_negatives)
-        return sampled_tower_loss(user, self.item_embeddings(), target, negative, log_expected_count)
+        return sampled_tower_loss(user, items, target, negative, log_expected_count)

@@ -132,6 +132,7 @@ class _Run:
             [{"params": list(self.model.parameters())}],  # of a counted model, none
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.state = RunState()
         self.description = {

@@ -20,6 +20,7 @@ class TwoTower(nn.Module, ABC):
     metric: how an index must compare them   max_length: behaviours the user tower reads, n
     num_items: M   embedding_dim: D
     noise_dim, num_steps: the D of the noise and T, or 0, 0 for a model that draws none
+    num_routes: R embeddings a user, each searched for; an item's score is its best
     """
 
     metric: Metric = "inner_product"
@@ -28,10 +29,15 @@ class TwoTower(nn.Module, ABC):
     embedding_dim: int
     noise_dim: int = 0
     num_steps: int = 0
+    num_routes: int = 1
 
     @abstractmethod
     def user_embedding(self, batch: SequenceBatch, noise: Noise | None = None) -> torch.Tensor:
         """(B, D) what each user is about to want, read after the last behaviour of its sequence."""
+
+    def user_embeddings(self, batch: SequenceBatch, noise: Noise | None = None) -> torch.Tensor:
+        """(B, R, D) one embedding for each route; `noise` draws (B * R, N, D), a user's routes together."""
+        return self.user_embedding(batch, noise)[:, None]
 
     @abstractmethod
     def item_embeddings(self) -> torch.Tensor:

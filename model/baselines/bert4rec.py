@@ -24,11 +24,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model.baselines.attention import attend
 from model.baselines.dense_tower import last_state
 from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.settings import check_at_least, check_heads, check_share
 from model.batch import PADDING_INDEX, SequenceBatch
+from model.dropout import Dropout
 from model.noise import Noise
+from model.small_embedding import SmallEmbedding
 from model.two_tower import TwoTower
 
 
@@ -73,10 +76,10 @@ class BERT4Rec(TwoTower):
         )
         self.mask_token = nn.Parameter(torch.empty(dim))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.position = nn.Embedding(config.max_length + 1, dim)
+        self.position = SmallEmbedding(config.max_length + 1, dim)
         nn.init.normal_(self.position.weight, std=0.02)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(BidirectionalBlock(config) for _ in range(config.num_layers))
         self.of_output = nn.Linear(dim, dim)  # W^P, b^P
 
@@ -157,17 +160,13 @@ class BidirectionalBlock(nn.Module):
             nn.Linear(config.feed_forward_hidden, dim),
         )
         self.norm_feed_forward = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """tokens: (B, N, D)   real: (B, N) bool, what may be attended to"""
         query, key, value = self.of_query_key_value(tokens).chunk(3, dim=-1)
-        attended = F.scaled_dot_product_attention(
-            self._heads(query),
-            self._heads(key),
-            self._heads(value),
-            attn_mask=real[:, None, None, :],
-            dropout_p=self.dropout.p if self.training else 0.0,
+        attended = attend(
+            self._heads(query), self._heads(key), self._heads(value), real[:, None, None, :], self.dropout
         )  # (B, heads, N, D / heads)
         tokens = self.norm_attention(
             tokens + self.dropout(self.of_output(attended.transpose(1, 2).flatten(2)))

@@ -24,6 +24,7 @@ from model.baselines.dense_tower import DenseTower
 from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
+from model.dropout import Dropout
 
 Loss = Literal["full_softmax", "binary"]
 
@@ -80,7 +81,7 @@ class Caser(DenseTower):
             nn.Conv1d(dim, config.num_horizontal, height) for height in range(1, config.window + 1)
         )
         self.vertical = nn.Linear(config.window, config.num_vertical, bias=False)  # F̃
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         size = config.window * config.num_horizontal + config.num_vertical * dim
         self.combine = nn.Linear(size, dim)
 

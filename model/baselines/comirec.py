@@ -3,8 +3,8 @@
     A = softmax(W₂ tanh(W₁ (X + P)))ᵀ        V = A X
 
 with one row of A for each head. Serving searches with every interest and keeps an item's best score;
-`user_embeddings` gives all R. `user_embedding`, one vector for one search, is the interest of the
-largest norm: an average over behaviours that agree keeps its length, over unrelated ones it does not.
+`user_embeddings` gives all R, the routes. `user_embedding`, one vector for one search, is the interest
+of the largest norm: an average over behaviours that agree keeps its length, over unrelated ones it does not.
 
 The paper hands each target to the interest that scores it best and takes the softmax of that
 interest alone (`loss = "label_aware"`). Heads then share out the catalogue and never learn how they
@@ -27,14 +27,15 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from model.baselines.dense_tower import DenseTower, last_state
 from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.pause import PauseEmbedding
 from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
-from model.losses import sample_negatives
+from model.dropout import Dropout
+from model.noise import Noise
+from model.small_embedding import SmallEmbedding
 
 Loss = Literal["best_interest", "label_aware"]
 
@@ -70,6 +71,7 @@ class ComiRec(DenseTower):
         self.num_items = num_items
         self.max_length = config.max_length
         self.embedding_dim = config.embedding_dim
+        self.num_routes = config.num_interests
         self.items = ItemSoftmax(
             num_items,
             config.embedding_dim,
@@ -77,22 +79,22 @@ class ComiRec(DenseTower):
             num_negatives=config.num_negatives,
             normalize_inputs=config.normalize_inputs,
         )
-        self.position_table = nn.Embedding(config.max_length, config.embedding_dim)
+        self.position_table = SmallEmbedding(config.max_length, config.embedding_dim)
         nn.init.normal_(self.position_table.weight, std=0.02)
         self.of_score = nn.Sequential(
             nn.Linear(config.embedding_dim, config.attention_hidden, bias=False),  # W₁
             nn.Tanh(),
             nn.Linear(config.attention_hidden, config.num_interests, bias=False),  # W₂
         )
-        self.distance_bias = nn.Embedding(config.max_length, config.num_interests)  # 0..n-1 behaviours back
+        self.distance_bias = SmallEmbedding(config.max_length, config.num_interests)  # 0..n-1 behaviours back
         nn.init.zeros_(self.distance_bias.weight)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         if config.time_lag:
             self.pause = PauseEmbedding(
                 config.embedding_dim, request_time_dropout=config.request_time_dropout
             )
 
-    def user_embeddings(self, batch: SequenceBatch) -> torch.Tensor:
+    def user_embeddings(self, batch: SequenceBatch, noise: Noise | None = None) -> torch.Tensor:
         """(B, R, D) every interest after the last behaviour, one search each."""
         interests = self.interests(batch)
         return last_state(interests.flatten(2), batch.length).unflatten(-1, interests.shape[2:])
@@ -110,7 +112,7 @@ class ComiRec(DenseTower):
         if self.config.loss == "label_aware":
             score = interests @ self.item_embeddings()[target - 1][:, :, None]  # (P, R, 1)
             return self.items.loss(select_interest(interests, score.squeeze(-1)), target)
-        return self._best_interest_loss(interests, target)
+        return self.items.loss(interests, target)
 
     def interests(self, batch: SequenceBatch) -> torch.Tensor:
         """(B, N, R, D) V after each position, read from the behaviours up to it."""
@@ -126,19 +128,6 @@ class ComiRec(DenseTower):
         if self.config.time_lag:
             interests = interests + self.pause(batch)[:, :, None]
         return interests
-
-    def _best_interest_loss(self, interests: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of max_r v_r·e_i over all items or sampled ones.   (P, R, D), (P,) -> scalar"""
-        items = self.item_embeddings()
-        if self.num_items <= self.config.max_full_softmax_items:
-            return F.cross_entropy((interests @ items.T).amax(dim=1), target - 1)
-        negative, log_expected_count = sample_negatives(
-            self.items.sampling_probability, self.config.num_negatives
-        )
-        positive = (interests @ items[target - 1][:, :, None]).amax(dim=1)  # (P, 1)
-        scores = (interests @ items[negative].T).amax(dim=1) - log_expected_count  # (P, Q), as in losses.py
-        scores = scores.masked_fill(negative == target[:, None] - 1, float("-inf"))
-        return F.cross_entropy(torch.cat([positive, scores], dim=1), torch.zeros_like(target))
 
 
 def select_interest(interests: torch.Tensor, score: torch.Tensor) -> torch.Tensor:

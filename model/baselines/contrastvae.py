@@ -28,6 +28,8 @@ from model.baselines.encoder import Encoder, causal
 from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.settings import check_at_least, check_choice, check_heads, check_share
 from model.batch import SequenceBatch
+from model.dropout import Dropout
+from model.small_embedding import SmallEmbedding
 
 Loss = Literal["full_softmax", "binary"]
 Augmentation = Literal["variational", "model"]
@@ -80,10 +82,10 @@ class ContrastVAE(DenseTower):
             max_full_softmax_items=config.max_full_softmax_items,
             num_negatives=config.num_negatives,
         )
-        self.position_table = nn.Embedding(config.max_length, config.embedding_dim)
+        self.position_table = SmallEmbedding(config.max_length, config.embedding_dim)
         nn.init.normal_(self.position_table.weight, std=0.02)
         self.norm = nn.LayerNorm(config.embedding_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.of_mean, self.of_log_variance, self.decoder = (
             Encoder(
                 config.embedding_dim,

@@ -28,6 +28,7 @@ from model.baselines.dense_tower import DenseTower
 from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
+from model.dropout import Dropout
 
 Loss = Literal["full_softmax", "binary"]
 Pooling = Literal["recency", "mean"]
@@ -146,5 +147,5 @@ def mimic_loss(augmented: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
 
 def _network(num_inputs: int, hidden: int, num_outputs: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(num_inputs, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, num_outputs)
+        nn.Linear(num_inputs, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, num_outputs)
     )

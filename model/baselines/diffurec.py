@@ -32,6 +32,7 @@ from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.settings import check_at_least, check_choice, check_heads, check_share
 from model.batch import SequenceBatch
 from model.diffusion import diffuse, reverse_step, sample_steps, strided_steps
+from model.dropout import Dropout
 from model.noise import Noise, fresh_noise
 from model.noise_schedule import NoiseSchedule
 from model.two_tower import TwoTower
@@ -91,7 +92,7 @@ class DiffuRec(TwoTower):
             num_negatives=config.num_negatives,
         )
         self.norm = nn.LayerNorm(config.embedding_dim)
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         self.of_step = nn.Sequential(
             nn.Linear(config.embedding_dim, 4 * config.embedding_dim),
             nn.SiLU(),

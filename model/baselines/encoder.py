@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+
+from model.baselines.attention import attend
+from model.dropout import Dropout
 
 
 class Encoder(nn.Module):
@@ -35,16 +37,14 @@ class EncoderLayer(nn.Module):
         self.of_query_key_value = nn.Linear(dim, 3 * dim)
         self.of_output = nn.Linear(dim, dim)
         self.feed_forward = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
+            nn.Linear(dim, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, dim)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         projected = self.of_query_key_value(self.norm_attention(tokens))
         query, key, value = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=allowed, dropout_p=self.dropout.p if self.training else 0.0
-        )  # (B, heads, N, D / heads)
+        attended = attend(query, key, value, allowed, self.dropout)  # (B, heads, N, D / heads)
         tokens = tokens + self.dropout(self.of_output(attended.transpose(1, 2).flatten(2)))
         return tokens + self.dropout(self.feed_forward(self.norm_feed_forward(tokens)))
 

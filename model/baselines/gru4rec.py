@@ -26,6 +26,7 @@ from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.pause import PauseEmbedding
 from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
+from model.dropout import Dropout
 
 Loss = Literal["full_softmax", "top1", "bpr"]
 
@@ -70,7 +71,7 @@ class GRU4Rec(DenseTower):
             self.pause = PauseEmbedding(
                 config.embedding_dim, request_time_dropout=config.request_time_dropout
             )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.gru = nn.GRU(
             config.embedding_dim,
             config.hidden,

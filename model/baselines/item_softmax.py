@@ -63,7 +63,7 @@ class ItemSoftmax(nn.Module):
     ) -> torch.Tensor:
         """Softmax cross-entropy of user · item.
 
-        user: (P, D)   target: (P,) item indices in 1..M, as in a batch
+        user: (P, D), or (P, R, D) of whose routes the best counts   target: (P,) item indices in 1..M
         items: what to score in place of the table's rows, as (M, D) or as an item tower. A model that
         compares by distance passes [2·user, -1] and [item, |item|²], whose inner product is
         -|user - item|² up to the user's own norm   -> scalar

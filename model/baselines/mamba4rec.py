@@ -22,6 +22,7 @@ from model.baselines.pause import PauseEmbedding
 from model.baselines.selective_scan import SelectiveStateSpace
 from model.baselines.settings import check_at_least, check_share
 from model.batch import SequenceBatch
+from model.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Mamba4Rec(DenseTower):
             max_full_softmax_items=config.max_full_softmax_items,
             num_negatives=config.num_negatives,
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.embedding_dim)
         self.layers = nn.ModuleList(MambaLayer(config) for _ in range(config.num_layers))
         if config.time_lag:
@@ -90,14 +91,14 @@ class MambaLayer(nn.Module):
         self.block = SelectiveStateSpace(
             dim, state_dim=config.state_dim, kernel_size=config.kernel_size, expansion=config.expansion
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.norm_block = nn.LayerNorm(dim)
         self.feed_forward = nn.Sequential(
             nn.Linear(dim, config.feed_forward_hidden),
             nn.GELU(),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(config.feed_forward_hidden, dim),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
         )
         self.norm_feed_forward = nn.LayerNorm(dim)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from model.batch import SequenceBatch
 from model.sessions import NUM_LAG_BUCKETS, lag_bucket
+from model.small_embedding import SmallEmbedding
 
 
 class PauseEmbedding(nn.Module):
@@ -22,7 +23,7 @@ class PauseEmbedding(nn.Module):
     def __init__(self, dim: int, *, request_time_dropout: float = 0.1) -> None:
         super().__init__()
         self.request_time_dropout = request_time_dropout
-        self.of_bucket = nn.Embedding(NUM_LAG_BUCKETS, dim)
+        self.of_bucket = SmallEmbedding(NUM_LAG_BUCKETS, dim)
         nn.init.zeros_(self.of_bucket.weight)
         self.register_buffer("seen", torch.zeros(NUM_LAG_BUCKETS, dtype=torch.bool))
 

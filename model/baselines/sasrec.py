@@ -20,14 +20,16 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from model.baselines.attention import attend
 from model.baselines.dense_tower import DenseTower
 from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.pause import PauseEmbedding
 from model.baselines.settings import check_at_least, check_choice, check_heads, check_share
 from model.batch import SequenceBatch
+from model.dropout import Dropout
 from model.sessions import NUM_LAG_BUCKETS, lag_bucket
+from model.small_embedding import SmallEmbedding
 
 Loss = Literal["full_softmax", "binary"]
 Positions = Literal["absolute", "relative"]
@@ -77,13 +79,13 @@ class SASRec(DenseTower):
         )
         self.input_scale = 1.0 if config.normalize_inputs else math.sqrt(config.embedding_dim)
         if config.positions == "absolute":
-            self.position = nn.Embedding(config.max_length, config.embedding_dim)
+            self.position = SmallEmbedding(config.max_length, config.embedding_dim)
             nn.init.normal_(self.position.weight, std=0.02)
         if config.time_lag:
             self.pause = PauseEmbedding(
                 config.embedding_dim, request_time_dropout=config.request_time_dropout
             )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(CausalBlock(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.embedding_dim)
 
@@ -124,27 +126,24 @@ class CausalBlock(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.Linear(dim, config.feed_forward_hidden),
             nn.ReLU(),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(config.feed_forward_hidden, dim),
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.distance_bias = self.lag_bias = None
         if config.positions == "relative":
-            self.distance_bias = nn.Embedding(config.max_length, config.num_heads)
+            self.distance_bias = SmallEmbedding(config.max_length, config.num_heads)
             nn.init.zeros_(self.distance_bias.weight)
         if config.time_lag:
-            self.lag_bias = nn.Embedding(NUM_LAG_BUCKETS, config.num_heads)
+            self.lag_bias = SmallEmbedding(NUM_LAG_BUCKETS, config.num_heads)
             nn.init.zeros_(self.lag_bias.weight)
 
     def forward(self, tokens: torch.Tensor, back: torch.Tensor, lag: torch.Tensor | None) -> torch.Tensor:
         """tokens: (B, N, D)   back: (N, N) columns from reader to read   lag: (B, N, N) buckets"""
         query, key, value = self.of_query_key_value(self.norm_attention(tokens)).chunk(3, dim=-1)
-        attended = F.scaled_dot_product_attention(
-            self._heads(query),
-            self._heads(key),
-            self._heads(value),
-            attn_mask=self._bias(back, lag).to(query.dtype),
-            dropout_p=self.dropout.p if self.training else 0.0,
+        bias = self._bias(back, lag).to(query.dtype)
+        attended = attend(
+            self._heads(query), self._heads(key), self._heads(value), bias, self.dropout
         )  # (B, heads, N, D / heads)
         tokens = tokens + self.dropout(self.of_output(attended.transpose(1, 2).flatten(2)))
         return tokens + self.dropout(self.feed_forward(self.norm_feed_forward(tokens)))

@@ -29,6 +29,8 @@ from model.baselines.encoder import causal
 from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.settings import check_at_least, check_choice, check_heads, check_share
 from model.batch import SequenceBatch
+from model.dropout import Dropout
+from model.small_embedding import SmallEmbedding
 
 Loss = Literal["full_softmax", "ranking"]
 
@@ -72,11 +74,11 @@ class STOSA(DenseTower):
             max_full_softmax_items=config.max_full_softmax_items,
             num_negatives=config.num_negatives,
         )
-        self.position_table = nn.Embedding(config.max_length, 2 * config.embedding_dim)
+        self.position_table = SmallEmbedding(config.max_length, 2 * config.embedding_dim)
         nn.init.normal_(self.position_table.weight, std=0.02)
         self.norm_mean = nn.LayerNorm(config.embedding_dim)
         self.norm_covariance = nn.LayerNorm(config.embedding_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(WassersteinLayer(config) for _ in range(config.num_layers))
 
     def states(self, batch: SequenceBatch) -> torch.Tensor:
@@ -123,7 +125,7 @@ class WassersteinLayer(nn.Module):
         self.num_heads = config.num_heads
         self.mean_stream = _Stream(config)
         self.covariance_stream = _Stream(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, mean: torch.Tensor, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """mean, raw: (B, N, D), the covariance being ELU(raw) + 1   -> the same of the next layer"""
@@ -158,7 +160,7 @@ class _Stream(nn.Module):
             nn.Linear(dim, config.feed_forward_hidden), nn.GELU(), nn.Linear(config.feed_forward_hidden, dim)
         )
         self.norm_feed_forward = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def finish(self, values: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """values: (B, N, D)   attended: (B, heads, N, D / heads)   -> (B, N, D)"""

@@ -41,7 +41,8 @@ def ms_per_sample(model: TwoTower, questions: EvaluationSet, *, device: str = "c
         began = clock()
         noise = None
         if model.num_steps:
-            shape = (*batch.item_index.shape, model.noise_dim)
+            num_rows, length = batch.item_index.shape
+            shape = (num_rows * model.num_routes, length, model.noise_dim)
             noise = fresh_noise(shape, batch.item_index.device)
         answer(batch, noise)
         wait()
@@ -52,7 +53,7 @@ def ms_per_sample(model: TwoTower, questions: EvaluationSet, *, device: str = "c
 def _answer(model: TwoTower) -> Callable[[SequenceBatch, Noise | None], torch.Tensor]:
     if isinstance(model, CountedTower):
         return lambda batch, noise: model.score_all(batch)
-    return model.user_embedding
+    return model.user_embeddings
 
 
 def _clock(device: str) -> tuple[Callable[[], float], Callable[[], None]]:

@@ -11,7 +11,8 @@ import torch
 
 from model.batch import collate
 from model.data.dataset import EvaluationSet
-from model.evaluation import _rank, score_items
+from model.drift import slice_positions
+from model.evaluation import rank_of, score_items
 from model.metrics import question_metrics
 from model.noise import fresh_noise
 from model.t2diff import T2Diff
@@ -46,8 +47,9 @@ def intent_trust(
             "generated": model.generate_next(sequence, batch.mask, num_visited=num_visited, noise=noise),
         }
         for kind, predicted_next in handed.items():
-            user = model.attend(batch, sequence, predicted_next, (batch.length - 1)[:, None])[:, 0]
-            ranks[kind].append(_rank(score_items(user, items, model.metric), target - 1))
+            last = (batch.length - 1)[:, None]
+            user = model.attend(batch, sequence, slice_positions(predicted_next, last), last)
+            ranks[kind].append(rank_of(score_items(user, items, model.metric), target - 1))
     return {
         kind: {
             name: float(values.mean())

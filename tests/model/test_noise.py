@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.noise import box_muller, philox, request_key, request_noise
+from model.noise import box_muller, philox, request_key, request_noise, route_keys
 
 
 def test_philox_agrees_with_the_published_known_answer() -> None:
@@ -47,3 +47,12 @@ def test_keys_follow_seed_and_user() -> None:
 def test_dimension_must_fit_philox_blocks() -> None:
     with pytest.raises(ValueError, match="multiple of 4"):
         request_noise([1], 5, 6)
+
+
+def test_route_keys_begin_with_the_requests_own_and_are_distinct() -> None:
+    keys = [0, 1, 2**64 - 1]
+    routes = route_keys(keys, 4)
+    assert routes[::4] == keys
+    assert len(set(routes)) == 12
+    assert all(0 <= key < 2**64 for key in routes)
+    assert route_keys(keys, 1) == keys

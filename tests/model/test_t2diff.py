@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from model.batch import UNKNOWN_TIME, Sequence, SequenceBatch, collate
-from model.noise import request_noise
+from model.noise import Noise, request_noise, route_keys
 from model.registry import MODELS, build_model
 from model.t2diff import T2Diff
 from tests.model.conftest import TINY
@@ -21,6 +22,13 @@ VARIANTS: list[dict[str, Any]] = [
     {"time_lag": False},
     {"session_gap_seconds": 100},
     {"num_inference_steps": 2},
+    {"predicted_next": "regressed"},
+    {"drift_preparation": False},
+    {"history_attention": "multi_head"},
+    {"intent_loss_weight": 0.5},
+    {"tower_gradient": True},
+    {"num_routes": 3},
+    {"num_routes": 2, "intent_loss_weight": 0.5, "max_full_softmax_items": 5, "num_negatives": 64},
     {"max_full_softmax_items": 5, "num_negatives": 64},
 ]
 
@@ -39,6 +47,10 @@ def _sequences(lengths: list[int], num_items: int = 30) -> list[Sequence]:
         Sequence(rng.integers(1, num_items + 1, length), 1_000 + 60 * np.arange(length), 1_000 + 60 * length)
         for length in lengths
     ]
+
+
+def _noise(model: T2Diff, keys: Iterable[int], length: int) -> Noise:
+    return request_noise(route_keys(list(keys), model.num_routes), length, 8)
 
 
 def _with_targets(batch: SequenceBatch) -> SequenceBatch:
@@ -67,14 +79,18 @@ def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
             torch.nn.init.normal_(parameter, std=0.3)
     sequences = _sequences([2, 6, 1, 5, 4])
     together = collate(sequences, max_length=6)
-    embeddings = model.user_embedding(together, request_noise(range(5), 6, 8))
+    embeddings = model.user_embeddings(together, _noise(model, range(5), 6))
     for number, sequence in enumerate(sequences):
         batch = collate([sequence], max_length=6)
-        alone = model.user_embedding(batch, request_noise([number], batch.item_index.shape[1], 8))
+        alone = model.user_embeddings(batch, _noise(model, [number], batch.item_index.shape[1]))
         assert torch.allclose(alone[0], embeddings[number], atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"readout": "mean"}, {"session_gap_seconds": 90}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"readout": "mean"}, {"session_gap_seconds": 90}, {"history_attention": "multi_head"}],
+    ids=str,
+)
 def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: dict[str, Any]) -> None:
     model = _model(**settings).eval()
     (whole,) = _sequences([6])
@@ -133,13 +149,88 @@ def test_training_on_generated_intent_never_sees_the_target() -> None:
         batch = collate(_sequences([6, 3]), max_length=6)
         target = ((batch.item_index + shift) % 30 + 1) * batch.mask
         torch.manual_seed(2)
-        return model._train_diffusion(replace(batch, target=target), model.embed(batch.item_index).detach())[
+        return model._train_generator(replace(batch, target=target), model.embed(batch.item_index).detach())[
             0
         ]
 
     assert torch.equal(predicted({}, 1), predicted({}, 11))
     literal = {"predicted_next": "noised_truth"}
     assert not torch.equal(predicted(literal, 1), predicted(literal, 11))
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_routes": 2}], ids=str)
+def test_training_hands_each_route_and_position_its_own_intent(settings: dict[str, Any]) -> None:
+    """The loss equals the softmax of what serving gives for every cut of the sequence under the same x̂."""
+    model = _model(**settings, dropout=0.0, request_time_dropout=0.0, kl_weight=0.0).eval()
+    batch = _with_targets(collate(_sequences([6]), max_length=6))
+    x_hat = torch.randn(1, model.num_routes, 6, 8)
+    model._train_generator = lambda *_: (x_hat, torch.zeros(()))  # type: ignore[method-assign]
+    assert batch.target is not None
+    sequence = model.embed(batch.item_index)
+    losses = []
+    for position in range(6):
+        where = torch.full((1, model.num_routes), position)
+        user = model.attend(batch, sequence, x_hat[:, :, position], where)  # (1, R, D)
+        score = (user[0] @ model.item_embeddings().T).amax(dim=0)
+        losses.append(-torch.log_softmax(score, dim=0)[batch.target[0, position] - 1])
+    assert float(model.training_loss(batch).detach()) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+
+
+def test_routes_draw_their_own_noise_and_the_first_is_the_single_one() -> None:
+    one, three = _model(drift_scale=1.0), _model(drift_scale=1.0, num_routes=3)
+    three.load_state_dict(one.state_dict())
+    batch = collate(_sequences([5, 3]), max_length=6)
+    routes = three.eval().user_embeddings(batch, _noise(three, [1, 2], 5))
+    single = one.eval().user_embedding(batch, _noise(one, [1, 2], 5))
+    assert routes.shape == (2, 3, 8)
+    assert torch.allclose(routes[:, 0], single, atol=1e-6)
+    assert not torch.allclose(routes[:, 1], routes[:, 2], atol=1e-3)
+
+
+def test_the_regressor_draws_no_noise() -> None:
+    model = _model(predicted_next="regressed").eval()
+    batch = collate(_sequences([5]), max_length=6)
+    assert model.num_steps == 0
+    assert torch.equal(model.user_embedding(batch), model.user_embedding(batch))
+
+
+@pytest.mark.parametrize(
+    ("settings", "learns"),
+    [
+        ({}, False),
+        ({"tower_gradient": True}, True),
+        ({"intent_loss_weight": 1.0}, True),
+    ],
+    ids=str,
+)
+def test_what_else_may_train_the_generator(settings: dict[str, Any], learns: bool) -> None:
+    """With λ = 0 the U-Net learns from the tower's loss or from x̂'s own, and from nothing unless asked."""
+    model = _model(kl_weight=0.0, **settings)
+    model.training_loss(_with_targets(collate(_sequences([6, 3]), max_length=6))).backward()
+    learned = any(bool((p.grad != 0).any()) for p in model.unet.parameters() if p.grad is not None)
+    assert learned == learns
+
+
+def test_the_intent_loss_does_not_move_the_items() -> None:
+    batch = _with_targets(collate(_sequences([6, 3]), max_length=6))
+
+    def gradient(weight: float) -> torch.Tensor:
+        model = _model(intent_loss_weight=weight)
+        torch.manual_seed(1)
+        model.training_loss(batch).backward()
+        assert model.item_table.weight.grad is not None
+        return model.item_table.weight.grad
+
+    assert torch.allclose(gradient(1.0), gradient(50.0), atol=1e-6)
+
+
+def test_without_drift_preparation_the_behaviours_are_diffused() -> None:
+    model = _model(drift_preparation=False)
+    batch = collate(_sequences([4]), max_length=6)
+    sequence = model.embed(batch.item_index)
+    drift = torch.randn_like(sequence)
+    assert torch.allclose(model._next_of(drift, sequence), drift / model.config.drift_scale)
+    assert torch.allclose(_model()._next_of(drift, sequence), sequence + drift / model.config.drift_scale)
 
 
 def test_a_pause_never_seen_in_training_is_treated_as_unknown() -> None:

@@ -96,10 +96,10 @@ def test_label_aware_a_target_trains_the_interest_that_scores_it_best_and_no_oth
 
 def test_best_interest_loss_by_hand() -> None:
     """Two interests (1, 0) and (0, 1); items (2, 1), (0, 3), (-1, -4) score 2, 3, -1 by their best one."""
-    model = _model(embedding_dim=2, num_interests=2)
+    model = ComiRec(ComiRecConfig(embedding_dim=2, num_interests=2), 3)
     items = torch.tensor([[2.0, 1.0], [0.0, 3.0], [-1.0, -4.0]])
-    model.item_embeddings = lambda: items  # type: ignore[method-assign]
-    loss = model._best_interest_loss(torch.eye(2)[None], torch.tensor([1]))
+    model.items.item_table.weight.data[1:] = items
+    loss = model.items.loss(torch.eye(2)[None], torch.tensor([1]))
     assert loss.item() == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + math.exp(3) + math.exp(-1))))
 
 
@@ -111,8 +111,8 @@ def test_sampled_best_interest_loss_estimates_the_full_one() -> None:
     full.load_state_dict(model.state_dict())
     model.observe_item_counts(torch.arange(NUM_ITEMS))
     interests, target = torch.randn(5, 4, 8), torch.tensor([1, 30, 7, 7, 12])
-    sampled = model._best_interest_loss(interests, target).item()
-    assert sampled == pytest.approx(full._best_interest_loss(interests, target).item(), rel=0.02)
+    sampled = model.items.loss(interests, target).item()
+    assert sampled == pytest.approx(full.items.loss(interests, target).item(), rel=0.02)
 
 
 def test_select_interest_takes_the_row_of_the_largest_score() -> None:

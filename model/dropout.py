@@ -1,0 +1,38 @@
+"""Dropout whose mask costs little on a CPU.
+
+`nn.Dropout` draws a number for each value one after the other, up to a fifth of a training step here.
+This one takes four decisions from each 64-bit draw of the same generator, to a resolution of 2^-16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Dropout(nn.Module):
+    """Zeroes a share of the values while training and scales up the rest."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Any shape, kept."""
+        if not self.training or self.share == 0:
+            return values
+        if values.device.type != "cpu":
+            return F.dropout(values, self.share)
+        return values * keep_mask(values.shape, self.share).to(values.dtype).mul_(1 / (1 - self.share))
+
+    def extra_repr(self) -> str:
+        return f"{self.share}"
+
+
+def keep_mask(shape: torch.Size, share: float) -> torch.Tensor:
+    """True with probability 1 - share, rounded to 2^-16.   -> bool of `shape`"""
+    count = shape.numel()
+    draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    threshold = round(share * 2**16) - 2**15
+    return (draws.view(torch.int16)[:count] >= threshold).view(shape)
