@@ -85,6 +85,8 @@ def load_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
     Raises CheckpointError when the folder is missing, damaged or of another format.
     """
     path = Path(path)
+    recover_folder(path)
+    recover_folder(path / "checkpoint")
     if (path / "checkpoint" / "manifest.json").is_file():
         path = path / "checkpoint"
     manifest_path = path / "manifest.json"
@@ -165,6 +167,13 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def recover_folder(path: Path) -> None:
+    """Bring back what `path` held when a kill fell between the two moves of `write_folder`."""
+    for retired in path.parent.glob(f".{path.name}-old-*"):
+        if not path.exists():
+            os.replace(retired, path)
 
 
 def current_git_commit() -> str | None:

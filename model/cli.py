@@ -20,7 +20,7 @@ from model.data.interactions import DataError, Interactions
 from model.data.rules import render_report
 from model.data.synthetic import generate_drift_log
 from model.evaluation import metrics_of_ranks, rank_targets
-from model.experiments.commands import compare_command, search_command
+from model.experiments.commands import compare_command, search_command, training_speed_command
 from model.experiments.job_pool import JobError
 from model.log_options import reads_log
 from model.noise_schedule import BETA_SHAPES, NoiseSchedule, exponential_constants
@@ -256,6 +256,7 @@ def schedules(
 
 app.command("compare")(compare_command)
 app.command("search")(search_command)
+app.command("training-speed")(training_speed_command)
 
 
 def main() -> None:

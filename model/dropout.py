@@ -14,20 +14,20 @@ from torch.nn import functional as F
 class Dropout(nn.Module):
     """Zeroes a share of the values while training and scales up the rest."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, p: float) -> None:
         super().__init__()
-        self.share = share
+        self.p = p
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Any shape, kept."""
-        if not self.training or self.share == 0:
+        if not self.training or self.p == 0:
             return values
         if values.device.type != "cpu":
-            return F.dropout(values, self.share)
-        return values * keep_mask(values.shape, self.share).to(values.dtype).mul_(1 / (1 - self.share))
+            return F.dropout(values, self.p)
+        return values * keep_mask(values.shape, self.p).to(values.dtype).mul_(1 / (1 - self.p))
 
     def extra_repr(self) -> str:
-        return f"{self.share}"
+        return f"{self.p}"
 
 
 def keep_mask(shape: torch.Size, share: float) -> torch.Tensor:

@@ -20,7 +20,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.batch import Sequence
-from model.checkpoint import Checkpoint, CheckpointError, current_git_commit, save_checkpoint, write_folder
+from model.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    current_git_commit,
+    recover_folder,
+    save_checkpoint,
+    write_folder,
+)
 from model.counted import CountedTower
 from model.data.dataset import Split
 from model.data.windows import TrainingWindows
@@ -260,6 +267,7 @@ class _Run:
     # --- files ----------------------------------------------------------------------------------
 
     def _prepare_folder(self, resume: bool) -> None:
+        recover_folder(self.out / "state")
         description_path = self.out / "state" / "run.json"
         if not description_path.exists():
             if self.out.exists() and any(self.out.iterdir()):

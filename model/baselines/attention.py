@@ -18,7 +18,7 @@ def attend(
     query, key, value: (B, heads, N, d)
     bias: (..., N, N), added to the scores, or bool, true where a row may read a column -> (B, heads, N, d)
     """
-    if not (dropout.training and dropout.share):
+    if not (dropout.training and dropout.p):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     scores = scores.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores + bias

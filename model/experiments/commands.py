@@ -1,11 +1,13 @@
-"""`t2diff-model compare` and `t2diff-model search`."""
+"""`t2diff-model compare`, `t2diff-model search` and `t2diff-model training-speed`."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -18,11 +20,14 @@ from model.experiments.job_pool import JobError
 from model.experiments.job_progress import JobProgress
 from model.experiments.runs import Run
 from model.experiments.search import OBJECTIVE, best_trial, read_records, read_tuned, search
+from model.experiments.training_speed import LOOPS, training_speed
 from model.experiments.variants import read_variants, resolve
 from model.log_options import reads_log
+from model.registry import MODELS
 from model.training import TrainingSettings
 
 err = Console(stderr=True)
+COUNTED = ("popularity", "markov", "item_knn")
 
 Jobs = Annotated[int, typer.Option(help="Runs at a time, each in a process of its own.")]
 Variants = Annotated[
@@ -183,3 +188,30 @@ def _print_best(records: list[dict[str, Any]], objective: str) -> None:
 def _raise_for(failed: dict[str, str], remedy: str) -> None:
     if failed:
         raise JobError(f"{len(failed)} failed ({', '.join(failed)}); {remedy}")
+
+
+@reads_log
+def training_speed_command(
+    log: Interactions,
+    models: Annotated[str, typer.Option(help="Models, by comma; left out: all that are trained.")] = "",
+    updates: Annotated[int, typer.Option(help="Updates in each of three rounds.")] = 10,
+    threads: Threads = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+) -> None:
+    """Targets a second of the trainer and of two straightforward loops over the same models."""
+    torch.set_num_threads(threads)
+    split = split_log(log, "leave-one-out")
+    asked = [name.strip() for name in models.split(",") if name.strip()]
+    table = Table("model", *(f"{loop}, targets/s" for loop in LOOPS), "over same_windows", "over one_target")
+    figures: dict[str, dict[str, float]] = {}
+    for name in asked or [name for name in MODELS if name not in COUNTED]:
+        speeds = training_speed(split, name, updates=updates)
+        ratios = [speeds["trainer"] / speeds[loop] for loop in LOOPS[1:]]
+        figures[name] = {**speeds, **{f"over_{loop}": r for loop, r in zip(LOOPS[1:], ratios, strict=True)}}
+        table.add_row(
+            name, *(f"{speeds[loop]:,.0f}" for loop in LOOPS), *(f"{ratio:.2f}x" for ratio in ratios)
+        )
+        err.print(f"{name} done")
+    Console().print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=1))

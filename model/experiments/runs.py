@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from model.checkpoint import recover_folder
 from model.data.dataset import Split
 from model.experiments.job_pool import Report
 from model.training import Progress, TrainingSettings, train
@@ -139,6 +140,8 @@ def _sweep(train_folder: Path) -> None:
     """Remove what a killed writer left half done; without a state to resume from, all of it."""
     if not train_folder.exists():
         return
+    for name in ("state", "checkpoint"):
+        recover_folder(train_folder / name)
     if not (train_folder / "state" / "run.json").is_file():
         shutil.rmtree(train_folder)
         return

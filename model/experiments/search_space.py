@@ -1,7 +1,8 @@
 """What the search may choose for each model: one range for what models share, a few of each one's own.
 
 Every model is given the same ranges for the same things and the same number of trials, of which the
-first is its defaults.
+first is its defaults. The size of the embeddings is not searched: it is what an index costs, and the
+same for all.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ OWN: dict[str, dict[str, Range]] = {
         "shrinkage": LogUniform(1.0, 200.0),
         "recency": Choice((0.6, 0.7, 0.8, 0.9, 1.0)),
     },
-    "markov": {"backoff": LogUniform(0.1, 100.0)},
+    "markov": {"backoff": LogUniform(10.0, 10_000.0)},
 }
 
 

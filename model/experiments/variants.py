@@ -46,12 +46,15 @@ VARIANTS: dict[str, dict[str, Variant]] = {
     "t2diff": {
         # what the diffusion is worth
         "learned_token": Variant({"predicted_next": "learned_token"}),  # mixed attention only
+        "regressed": Variant({"predicted_next": "regressed"}),  # the same U-Net without noise
+        "without_drift": Variant({"drift_preparation": False}),
         "noised_truth": Variant({"predicted_next": "noised_truth"}),  # Algorithm 1's x̂
         "literal": Variant(
             {
                 "predicted_next": "noised_truth",
                 "unet_padding": "same",
                 "readout": "mean",
+                "history_attention": "activation_unit",
                 "drift_scale": 1.0,
                 "time_lag": False,
             },
@@ -67,7 +70,17 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "drift_scale_1": Variant({"drift_scale": 1.0}),
         "drift_scale_03": Variant({"drift_scale": 0.3}),
         "mean_readout": Variant({"readout": "mean"}),
+        "activation_unit": Variant({"history_attention": "activation_unit"}),
         "gap_session": Variant({"session_gap_seconds": 1_800}),
+        "session_5": Variant({"session_length": 5}),
+        "session_20": Variant({"session_length": 20}),
+        # ideas beyond the paper
+        "intent_loss": Variant({"intent_loss_weight": 0.5}),
+        "tower_gradient": Variant({"tower_gradient": True}),
+        "training_steps_5": Variant({"num_training_steps": 5}),
+        "wide_unet": Variant({"unet_channels": (64, 96, 96)}),
+        "routes_4": Variant({"num_routes": 4}),
+        "routes_8": Variant({"num_routes": 8}),
     },
     # "paper_loss": the loss of the model's own paper, where it is not the full softmax
     "sasrec": {
@@ -80,6 +93,9 @@ VARIANTS: dict[str, dict[str, Variant]] = {
     "contrastvae": {"paper_loss": Variant({"loss": "binary"})},
     "stosa": {"paper_loss": Variant({"loss": "ranking"})},
     "diffurec": {"last_loss": Variant({"supervision": "last"})},
+    "comirec": {
+        name: Variant({"num_interests": count}) for name, count in (("routes_1", 1), ("routes_8", 8))
+    },
 }
 
 

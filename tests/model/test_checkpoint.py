@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,23 @@ def test_missing_and_damaged_checkpoints_are_refused_in_words(tmp_path: Path) ->
         (tmp_path / name / name).write_bytes(data[: len(data) // 2])
         with pytest.raises(CheckpointError, match="is damaged"):
             load_checkpoint(tmp_path / name)
+
+
+def test_a_kill_between_the_two_moves_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old folder stands aside and the new one is not there yet: reading brings the old one back."""
+    save_checkpoint(tmp_path / "run" / "checkpoint", _checkpoint())
+    moves: list[Path] = []
+
+    def die_at_the_second_move(source: Path, target: Path) -> None:
+        moves.append(target)
+        if len(moves) == 2:
+            raise SystemExit
+        os.rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("model.checkpoint.os.replace", die_at_the_second_move)
+        with pytest.raises(SystemExit):
+            save_checkpoint(tmp_path / "run" / "checkpoint", _checkpoint())
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert load_checkpoint(tmp_path / "run").seed == 7
+    assert (tmp_path / "run" / "checkpoint").is_dir()

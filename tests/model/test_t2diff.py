@@ -173,7 +173,9 @@ def test_training_hands_each_route_and_position_its_own_intent(settings: dict[st
         user = model.attend(batch, sequence, x_hat[:, :, position], where)  # (1, R, D)
         score = (user[0] @ model.item_embeddings().T).amax(dim=0)
         losses.append(-torch.log_softmax(score, dim=0)[batch.target[0, position] - 1])
-    assert float(model.training_loss(batch).detach()) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    assert float(model.training_loss(batch).detach()) == pytest.approx(
+        float(torch.stack(losses).mean()), rel=1e-5
+    )
 
 
 def test_routes_draw_their_own_noise_and_the_first_is_the_single_one() -> None:
