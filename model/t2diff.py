@@ -57,7 +57,7 @@ class T2DiffConfig:
     unet_step_channels: int = 32
     unet_padding: Padding = "causal"
     readout: Readout = "last"
-    history_attention: HistoryAttention = "activation_unit"
+    history_attention: HistoryAttention = "multi_head"
     time_lag: bool = True
     request_time_dropout: float = 0.1  # share of training sequences that hide when the next behaviour is
     num_layers: int = 2

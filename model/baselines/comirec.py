@@ -16,8 +16,9 @@ Other departures: X is LayerNorm'd, for averages of embeddings that start small 
 against 0.08 with R = 1 in the same runs); each head also learns how much to prefer recent behaviours
 (a bias for each distance, zero at first), since absolute positions do not say what came last; every
 position is a target in one pass, its heads reading the behaviours up to it; the softmax is over all
-items where the paper samples; the paper's merging for diversity is not part of the model. `time_lag`
-is ours.
+items where the paper samples (10 negatives an example in the authors' code); W₁ and W₂ have no biases,
+as in the paper, where that code has them; the paper's merging for diversity is not part of the model.
+`time_lag` is ours.
 """
 
 from __future__ import annotations

@@ -8,10 +8,14 @@ The second view is read with other dropout ("model augmentation") and, by defaul
 scaled by a learned α whose prior keeps it from shrinking to nothing ("variational augmentation").
 Serving takes z = μ: nothing is drawn.
 
-Departures: z is drawn as μ + σ·ε as the paper writes, where the published code adds σ itself to one
-view; InfoNCE compares users by the mean of z over their behaviours, not its sum over padding too;
+The paper draws z as μ + σ·ε. The published code, from which its results are, draws nothing in the first
+view: z = μ + σ in training and serving, and in the second view of "model augmentation" μ + Dropout(σ).
+`latent = "shifted"` is that form. The published KL weights of 0.2 to 0.4 are for it: they bring the
+posterior near N(0, I), where drawn noise would hide what z tells, hence the smaller default here.
+
+Departures: InfoNCE compares users by the mean of z over their behaviours, not its sum over padding too;
 pre-norm transformers; full softmax, the paper's binary loss being `loss = "binary"`; no augmentation
-of the data (crop, mask, reorder), which the paper found weaker than the two above.
+of the data by crops, masks or reordering; the published width is 128.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from model.small_embedding import SmallEmbedding
 
 Loss = Literal["full_softmax", "binary"]
 Augmentation = Literal["variational", "model"]
+Latent = Literal["drawn", "shifted"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class ContrastVAEConfig:
     feed_forward_hidden: int = 256
     dropout: float = 0.2
     augmentation: Augmentation = "variational"
+    latent: Latent = "drawn"
     kl_weight: float = 0.01  # at 0.1, z soon tells nothing of the sequence
     kl_annealing_updates: int = 2_000  # until kl_weight is reached
     contrast_weight: float = 0.1
@@ -57,6 +63,7 @@ class ContrastVAEConfig:
     def __post_init__(self) -> None:
         check_choice(self, "loss", get_args(Loss))
         check_choice(self, "augmentation", get_args(Augmentation))
+        check_choice(self, "latent", get_args(Latent))
         check_at_least(self, 1, ("max_length", "num_layers", "num_heads", "kl_annealing_updates"))
         check_at_least(self, 0, ("kl_weight", "contrast_weight"))
         check_heads(self)
@@ -101,8 +108,11 @@ class ContrastVAE(DenseTower):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
 
     def states(self, batch: SequenceBatch) -> torch.Tensor:
-        """(B, N, D) the decoded means after each position."""
-        return self.decode(self.encode(batch)[0])
+        """(B, N, D) what is decoded after each position from the means, or from μ + σ."""
+        mean, log_variance = self.encode(batch)
+        if self.config.latent == "shifted":
+            mean = mean + (log_variance / 2).exp()
+        return self.decode(mean)
 
     def encode(self, batch: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """μ and ln σ² of q(z | x) after each position.   -> two of (B, N, D)"""
@@ -127,10 +137,9 @@ class ContrastVAE(DenseTower):
         total = alpha_prior(alpha) if alpha is not None else 0.0
         kl_weight = self.config.kl_weight * (self.num_updates / self.config.kl_annealing_updates).clamp(max=1)
         views = []
-        for noise_scale in (1.0, 1.0 if alpha is None else alpha):
+        for spread in (self.first_spread, self.second_spread):
             mean, log_variance = self.encode(batch)  # twice: each view has its own dropout
-            noise = torch.randn_like(mean)
-            latent = mean + noise_scale * (log_variance / 2).exp() * noise
+            latent = mean + spread((log_variance / 2).exp())
             total = total + self.loss(self.decode(latent)[supervised], target)
             total = total + kl_weight * kl_to_standard_normal(mean, log_variance)[real].mean()
             views.append((latent * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True))
@@ -141,6 +150,19 @@ class ContrastVAE(DenseTower):
         if self.config.loss == "binary":
             return self.items.binary_loss(user, target)
         return self.items.loss(user, target)
+
+    def first_spread(self, deviation: torch.Tensor) -> torch.Tensor:
+        """What the first view adds to μ.   deviation: (B, N, D) σ -> (B, N, D)"""
+        return deviation if self.config.latent == "shifted" else deviation * torch.randn_like(deviation)
+
+    def second_spread(self, deviation: torch.Tensor) -> torch.Tensor:
+        """What the second view adds to μ.   deviation: (B, N, D) σ -> (B, N, D)"""
+        alpha = self.alpha()
+        if alpha is not None:
+            return alpha * deviation * torch.randn_like(deviation)
+        if self.config.latent == "shifted":
+            return self.dropout(deviation)
+        return deviation * torch.randn_like(deviation)
 
     def alpha(self) -> torch.Tensor | None:
         """The second view's noise as a share of σ, in (0, 1); None without variational augmentation."""

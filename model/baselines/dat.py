@@ -3,16 +3,19 @@ for Online Large-scale Recommendation", DLP-KDD), on a plain two-tower over sequ
 compares with (its Section 5.1.2: the Adaptive-Mimic Mechanism, AMM, alone).
 
 Each side's input holds an augmented vector: p_u = tower_u([e_u, a_u]) and p_v = tower_v([e_v, a_v]), both
-of length 1, score <p_u, p_v>. For a positive pair a_u learns p_v and a_v learns p_u, whose gradients are
-stopped: loss_u = mean |a_u - p_v|², loss_v = mean |a_v - p_u|² (negatives add 0 by the paper's formula).
-So a_v is what users who want the item look like, and a_u what the user's next items look like.
+of length 1 (Eq. 1), score <p_u, p_v>. For a positive pair a_u learns p_v and a_v learns p_u, whose gradients
+are stopped: loss_u = mean |a_u - p_v|², loss_v = mean |a_v - p_u|² (Eq. 2, by which negatives add 0). So a_v
+is what users who want the item look like, and a_u what the user's next items look like.
 
 Departures. The paper has one free a_u for each user; here it is a network's output on the user's pooled
 sequence, for users who were not in the training data must be served. a_v is free, one for each item,
 so that the item embeddings are a static table. e_u is a pooled sequence: weighted by how far back each
-behaviour is (learned), or with `pooling = mean` the plain average; every position of a window is a
-user of its own (dense). The loss is the softmax of <p_u, p_v> / temperature over all items; `binary` is
-the paper's with evenly drawn negatives. No Category Alignment Loss: there are no categories.
+behaviour is (learned), or with `pooling = mean` the plain average; the embeddings read are LayerNorm'd;
+every position of a window is a user of its own (dense). The loss is the softmax of <p_u, p_v> / temperature
+over all items; `binary` with `temperature = 1` is the paper's (Eq. 4), with evenly drawn negatives. The
+towers end in a linear layer, where a ReLU would keep all their outputs in one orthant, and have one hidden
+layer; `num_layers = 2` makes three layers, as the paper has. No Category Alignment Loss (Eq. 3): there are
+no categories.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class DATConfig:
     embedding_dim: int = 64  # D
     max_length: int = 50  # n
     pooling: Pooling = "recency"
+    num_layers: int = 1  # hidden layers of each tower
     feed_forward_hidden: int = 128
     dropout: float = 0.2
     temperature: float = 0.07
@@ -54,9 +58,8 @@ class DATConfig:
     def __post_init__(self) -> None:
         check_choice(self, "loss", get_args(Loss))
         check_choice(self, "pooling", get_args(Pooling))
-        check_at_least(
-            self, 1, ("embedding_dim", "max_length", "feed_forward_hidden", "num_binary_negatives")
-        )
+        names = ("embedding_dim", "max_length", "num_layers", "feed_forward_hidden", "num_binary_negatives")
+        check_at_least(self, 1, names)
         check_at_least(self, 0, ("mimic_user_weight", "mimic_item_weight"))
         check_share(self, ("dropout",))
         if self.temperature <= 0:
@@ -74,7 +77,7 @@ class DAT(DenseTower):
         self.num_items = num_items
         self.max_length = config.max_length
         self.embedding_dim = config.embedding_dim
-        dim, hidden = config.embedding_dim, config.feed_forward_hidden
+        dim = config.embedding_dim
         self.items = ItemSoftmax(
             num_items,
             dim,
@@ -84,9 +87,9 @@ class DAT(DenseTower):
         )
         self.augmented_item = nn.Embedding(num_items + 1, dim, padding_idx=0)  # a_v
         nn.init.normal_(self.augmented_item.weight, std=0.02)
-        self.augment_user = _network(dim, hidden, dim, config.dropout)  # pooled sequence -> a_u
-        self.user_tower = _network(2 * dim, hidden, dim, config.dropout)
-        self.item_tower = _network(2 * dim, hidden, dim, config.dropout)
+        self.augment_user = _network(dim, config)  # pooled sequence -> a_u
+        self.user_tower = _network(2 * dim, config)
+        self.item_tower = _network(2 * dim, config)
         recency = torch.zeros(config.max_length)  # of equal weight: the mean
         if config.pooling == "recency":
             self.recency = nn.Parameter(recency)
@@ -145,7 +148,10 @@ def mimic_loss(augmented: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     return (augmented - output.detach()).square().sum(dim=-1).mean()
 
 
-def _network(num_inputs: int, hidden: int, num_outputs: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(num_inputs, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, num_outputs)
-    )
+def _network(num_inputs: int, config: DATConfig) -> nn.Sequential:
+    """`num_layers` hidden layers of ReLU, then a linear one.   (..., num_inputs) -> (..., D)"""
+    layers: list[nn.Module] = []
+    for _ in range(config.num_layers):
+        layers += [nn.Linear(num_inputs, config.feed_forward_hidden), nn.ReLU(), Dropout(config.dropout)]
+        num_inputs = config.feed_forward_hidden
+    return nn.Sequential(*layers, nn.Linear(num_inputs, config.embedding_dim))

@@ -13,9 +13,12 @@ token i carries the noised e_{i+1}, its own target. Position j then sees noised 
 that it sees anyway. Serving does the same: known next behaviours are diffused to the current step,
 and only the last position's is generated.
 
-Other departures: λ is its mean δ when serving, so that an answer depends on `noise` alone; steps are
-drawn evenly, not by loss; the reverse process may take strides (`num_inference_steps`); the softmax
-is sampled for large corpora. As in the published code there are no position embeddings.
+Other departures: λ is its mean δ when serving, so that an answer depends on `noise` alone; the noise of
+a reverse step has the posterior's variance, where the published code takes β_t; padding is never read,
+which that code's mask lets happen; no dropout after a whole block; embeddings start with a deviation of
+0.02, not 1; the reverse process may take strides (`num_inference_steps`); the softmax is sampled for
+large corpora; the published width is 128. As in the published code there are no position embeddings,
+and steps are drawn evenly: its sampler by loss is never told a loss.
 """
 
 from __future__ import annotations

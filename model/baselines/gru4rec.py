@@ -1,15 +1,16 @@
 """GRU4Rec: a gated recurrent network over the sequence (Hidasi et al. 2016, ICLR, arXiv:1511.06939).
 
-h_t = (1 - z_t)·h_{t-1} + z_t·ĥ_t (Eq. 2) with the update gate z_t (Eq. 3), the candidate ĥ_t (Eq. 4)
-and the reset gate r_t (Eq. 5); its ranking losses TOP1 and BPR (Section 3.2) over the other
-examples' targets ("sampling on the output", Section 3.1.2).
+h_t = (1 - z_t)·h_{t-1} + z_t·ĥ_t with an update gate z_t, a candidate ĥ_t and a reset gate r_t (the
+paper's Section 3); its ranking losses TOP1 and BPR (Section 3.1.3) over the other examples' targets
+("sampling on the output", Section 3.1.2).
 
 Departures. The default loss is the softmax over all items, the strongest of those known since
 (`loss = top1` or `bpr` for the paper's). Gradients run back through the whole window instead of one
 step, so batches of windows replace session-parallel ones. The item vectors of input and output are
-one table, as in the authors' later work, and the state is mapped linearly to its dimension D. torch's
-GRU applies the reset gate after U·h, not before, and has its z_t for the paper's 1 - z_t. A negative that
-equals the target is left out. `time_lag`, the pause to the next behaviour, is ours.
+one table ("constrained embedding" in the authors' code, which its best published settings use), and the
+state is mapped linearly to its dimension D, without a bias for each item. torch's GRU applies the reset
+gate after U·h, not before, and has its z_t for the paper's 1 - z_t. A negative that equals the target is
+left out. `time_lag`, the pause to the next behaviour, is ours.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class GRU4Rec(DenseTower):
 
 
 def top1_loss(positive: torch.Tensor, scores: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """TOP1 (Section 3.2): mean of σ(r_j - r_i) + σ(r_j²), which also pulls the negatives' scores to zero.
+    """TOP1 (Section 3.1.3): mean of σ(r_j - r_i) + σ(r_j²), which also pulls the negatives' scores to zero.
 
     positive: (P,) r_i   scores: (P, S) r_j   negative: (P, S) bool, which of them count   -> scalar
     """
@@ -109,7 +110,7 @@ def top1_loss(positive: torch.Tensor, scores: torch.Tensor, negative: torch.Tens
 
 
 def bpr_loss(positive: torch.Tensor, scores: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """BPR (Section 3.2): mean of -log σ(r_i - r_j).   Arguments as of `top1_loss`."""
+    """BPR (Section 3.1.3): mean of -log σ(r_i - r_j).   Arguments as of `top1_loss`."""
     return _mean_over(F.softplus(scores - positive[:, None]), negative)
 
 

@@ -5,8 +5,10 @@ feed-forward network, each followed by dropout and LayerNorm, with residuals aro
 where layers are stacked. No position embeddings: the recurrence knows the order.
 
 Departures: every position of a sequence is a target in one pass, where the published training takes
-the last one of each prefix; Δ starts as in Mamba itself (0.001..0.1), where the published code's
-initialisation overwrites it with 0.69; the softmax is sampled for large corpora. `time_lag` is ours.
+the last one of each prefix; linear layers start as torch's do and Δ as in Mamba itself (0.001..0.1), where
+the published code draws all their weights with a deviation of 0.02 and zeroes the biases, which sets Δ to
+0.69; the softmax is sampled for large corpora. `time_lag` is ours. The published settings for
+MovieLens-1M are the defaults with `max_length = 200`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from model.dropout import Dropout
 
 @dataclass(frozen=True)
 class Mamba4RecConfig:
-    """Everything that shapes a Mamba4Rec model. The paper's values; its max_length on MovieLens-1M is 200."""
+    """Everything that shapes a Mamba4Rec model."""
 
     embedding_dim: int = 64  # D
     max_length: int = 50

@@ -1,15 +1,20 @@
 """SASRec: a causal transformer over the sequence (Kang and McAuley 2018, ICDM, arXiv:1808.09781).
 
-Ê = E + P (Eq. 1); blocks of causal self-attention (Eq. 2, 3) and a point-wise feed-forward network
-(Eq. 4), stacked (Eq. 5), each wrapped as x + Dropout(g(LayerNorm(x))); score r = F·Mᵀ with the
-embeddings of the input (Section III-D).
+Ê = M + P (Eq. 1); blocks of causal self-attention (Eq. 2, 3) and a point-wise feed-forward network
+(Eq. 4), stacked (Eq. 5), each wrapped as x + Dropout(g(LayerNorm(x))) (Section III-C); score r = F·Mᵀ
+with the embeddings of the input (Eq. 6).
+
+As in the authors' code: embeddings are multiplied by √D before positions are added, attention weights
+are dropped out too, and the output goes through a last LayerNorm. Where that code adds the attention
+to LayerNorm(x), and takes keys and values from x itself, this file does what the paper says.
 
 Departures. The loss is the softmax over all items; the paper's binary loss with one negative for each
-position is `loss = binary`. Positions count from the start of the window, for sequences stand at its
-left here, where the paper's count back from its end; `positions = relative` replaces them by a learned
-bias for the distance back from the reader. The output goes through a last LayerNorm, and embeddings
-are multiplied by √D before positions are added, as in the authors' code. The feed-forward network is
-4·D wide, not D. `time_lag` and `normalize_inputs` are ours, so that SASRec can have whatever T2Diff has.
+position is `loss = binary` (the negative may be an item that the user knows, but not the target).
+Positions count from the start of the window, for sequences stand at its left here, where the paper's
+count back from its end; `positions = relative` replaces them by a learned bias for the distance back
+from the reader. Several heads and a projection of their output, where the paper has one head; the
+feed-forward network is 4·D wide, not D. The paper's settings for MovieLens-1M: `max_length = 200`,
+`dropout = 0.2`. `time_lag` and `normalize_inputs` are ours, so that SASRec can have whatever T2Diff has.
 """
 
 from __future__ import annotations

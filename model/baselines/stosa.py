@@ -11,7 +11,10 @@ the squared Euclidean distance of the vectors [μ, Σ^½], so an index holds the
 
 Departures: the default loss is the softmax over all negative distances, where the paper ranks a
 target before one drawn negative and keeps that negative away from the target (`loss = "ranking"`,
-the BPR loss with its hinge, weight `margin_weight`); means and covariances have layer norms of their own.
+the BPR loss with its hinge, weight `margin_weight`); means and covariances have layer norms of their own,
+which the published code shares in places. That code also sends a sequence's means through ELU before the
+first layer and, by a misspelt name in its encoder, discards the means that layers return, so that a
+user's mean is that of the last item; here, as in the paper, means pass through the layers.
 """
 
 from __future__ import annotations
@@ -157,7 +160,7 @@ class _Stream(nn.Module):
         self.of_output = nn.Linear(dim, dim)
         self.norm_attention = nn.LayerNorm(dim)
         self.feed_forward = nn.Sequential(
-            nn.Linear(dim, config.feed_forward_hidden), nn.GELU(), nn.Linear(config.feed_forward_hidden, dim)
+            nn.Linear(dim, config.feed_forward_hidden), nn.ELU(), nn.Linear(config.feed_forward_hidden, dim)
         )
         self.norm_feed_forward = nn.LayerNorm(dim)
         self.dropout = Dropout(config.dropout)

@@ -69,6 +69,8 @@ OWN: dict[str, dict[str, Range]] = {
         "window": Choice((3, 5, 7, 9)),
         "num_horizontal": Choice((8, 16, 32)),
         "num_vertical": Choice((2, 4, 8)),
+        "num_following": Choice((1, 2, 3)),
+        "output_items": Choice(("shared", "own")),
     },
     "bert4rec": {"mask_share": Choice((0.1, 0.2, 0.4, 0.6)), "mask_last_share": Choice((0.0, 0.1, 0.2))},
     "dat": {
@@ -82,6 +84,7 @@ OWN: dict[str, dict[str, Range]] = {
         "kl_weight": LogUniform(0.01, 1.0),
         "contrast_weight": LogUniform(0.01, 1.0),
         "augmentation": Choice(("variational", "model")),
+        "latent": Choice(("drawn", "shifted")),
     },
     "stosa": {"margin_weight": LogUniform(5e-4, 0.05)},
     "diffurec": {"uncertainty": LogUniform(1e-4, 1e-2), "embedding_dropout": Choice((0.1, 0.3, 0.5))},

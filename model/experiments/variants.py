@@ -83,14 +83,24 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "routes_8": Variant({"num_routes": 8}),
     },
     # "paper_loss": the loss of the model's own paper, where it is not the full softmax
+    # "published": the rest of its published form as well
     "sasrec": {
         "paper_loss": Variant({"loss": "binary"}),
         "modern": Variant({"max_length": 200, "positions": "relative", "normalize_inputs": True}),
     },
     "gru4rec": {"paper_loss": Variant({"loss": "top1"}), "bpr": Variant({"loss": "bpr"})},
-    "caser": {"paper_loss": Variant({"loss": "binary"})},
-    "dat": {"paper_loss": Variant({"loss": "binary"})},
-    "contrastvae": {"paper_loss": Variant({"loss": "binary"})},
+    "caser": {
+        "paper_loss": Variant({"loss": "binary"}),
+        "published": Variant({"loss": "binary", "output_items": "own", "num_following": 3}),
+    },
+    "dat": {
+        "paper_loss": Variant({"loss": "binary", "temperature": 1.0}),
+        "published": Variant({"loss": "binary", "temperature": 1.0, "num_layers": 2}),
+    },
+    "contrastvae": {
+        "paper_loss": Variant({"loss": "binary"}),
+        "published": Variant({"loss": "binary", "latent": "shifted", "kl_weight": 0.2}),
+    },
     "stosa": {"paper_loss": Variant({"loss": "ranking"})},
     "diffurec": {"last_loss": Variant({"supervision": "last"})},
     "comirec": {

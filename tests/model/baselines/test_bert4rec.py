@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -96,6 +97,32 @@ def test_serving_reads_a_mask_in_the_place_of_the_next_item() -> None:
     masked[0, 6] = masked[1, 3] = True
     trained = model.states(item_index, masked)[masked]
     assert torch.allclose(model.user_embedding(_batch()), trained, atol=1e-5)
+
+
+def test_one_layer_as_the_paper_prints_it() -> None:
+    """Eq. 1-7 written out head by head for one sequence whose third item is masked."""
+    model = shake(_model(num_layers=1)).eval()
+    items, masked = torch.tensor([[4, 5, 6, 7]]), torch.tensor([[False, False, True, False]])
+    block = model.blocks[0]
+    tokens = model.items.item_table.weight[items[0]].clone()
+    tokens[2] = model.mask_token
+    hidden = model.norm(tokens + model.position.weight[:4])  # H (4, D)
+    w_query, w_key, w_value = block.of_query_key_value.weight.chunk(3)
+    b_query, b_key, b_value = block.of_query_key_value.bias.chunk(3)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        query = hidden @ w_query[head].T + b_query[head]
+        key = hidden @ w_key[head].T + b_key[head]
+        value = hidden @ w_value[head].T + b_value[head]
+        heads.append(F.softmax(query @ key.T / math.sqrt(4), dim=-1) @ value)  # d / h = 4
+    attended = block.norm_attention(hidden + block.of_output(torch.cat(heads, dim=-1)))  # A
+    inner, outer = block.feed_forward[0], block.feed_forward[2]
+    affine = attended @ inner.weight.T + inner.bias
+    gelu = affine * torch.special.ndtr(affine)  # x·Φ(x)
+    out = block.norm_feed_forward(attended + gelu @ outer.weight.T + outer.bias)
+    projected = out @ model.of_output.weight.T + model.of_output.bias
+    expected = model.norm_output(projected * torch.special.ndtr(projected))
+    assert torch.allclose(model.states(items, masked)[0], expected, atol=1e-4)
 
 
 def test_the_loss_is_the_mean_over_masked_items_of_their_negative_log_probability() -> None:

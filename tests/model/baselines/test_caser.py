@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.model.baselines.contract_checks import (
     check_padding_never_changes_an_embedding,
     make_sequences,
     shake,
+    with_following_targets,
 )
 
 VARIANTS: list[dict[str, Any]] = [
@@ -24,6 +26,10 @@ VARIANTS: list[dict[str, Any]] = [
     {"window": 1},
     {"window": 9},  # longer than any sequence
     {"loss": "binary"},
+    {"output_items": "own"},
+    {"num_following": 3},
+    {"output_items": "own", "num_following": 2, "loss": "binary"},
+    {"output_items": "own", "max_full_softmax_items": 5, "num_negatives": 64},
     {"max_full_softmax_items": 5, "num_negatives": 64},
 ]
 
@@ -54,13 +60,13 @@ def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: d
     check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
 
 
-@pytest.mark.parametrize("loss", ["full_softmax", "binary"])
-def test_overfits_one_batch(loss: str) -> None:
-    check_overfits_one_batch(_model(loss=loss, embedding_dim=16))
+@pytest.mark.parametrize("settings", [{}, {"loss": "binary"}, {"output_items": "own"}], ids=str)
+def test_overfits_one_batch(settings: dict[str, Any]) -> None:
+    check_overfits_one_batch(_model(embedding_dim=16, **settings))
 
 
 def test_one_window_is_read_as_the_paper_prints_it() -> None:
-    """Eq. 2-8 written out for the last window of a sequence, filter by filter and place by place."""
+    """Eq. 3-9 written out for the last window of a sequence, filter by filter and place by place."""
     model = shake(_model(num_horizontal=4)).eval()
     assert isinstance(model, Caser)
     batch = collate(make_sequences([5]), max_length=6)
@@ -85,6 +91,42 @@ def test_one_window_is_read_as_the_paper_prints_it() -> None:
     assert expected.max().item() > 0.1
 
 
+def test_each_window_is_asked_for_the_following_items() -> None:
+    """T = 2 over the targets 4, 5, 6 | 8, 9: (0: 4, 5), (1: 5, 6), (2: 6) and (0: 8, 9), (1: 9)."""
+    model = shake(_model(num_following=2)).eval()
+    assert isinstance(model, Caser)
+    batch = with_following_targets(collate(make_sequences([3, 2]), max_length=6), last=[6, 9])
+    target = torch.tensor([[4, 5, 6], [8, 9, 0]])
+    states = model.states(batch)
+    asked = [(0, 0, 4), (0, 0, 5), (0, 1, 5), (0, 1, 6), (0, 2, 6), (1, 0, 8), (1, 0, 9), (1, 1, 9)]
+    losses = [
+        F.cross_entropy(model.item_embeddings() @ states[row, column], torch.tensor(item - 1))
+        for row, column, item in asked
+    ]
+    expected = torch.stack(losses).mean().item()
+    assert model.training_loss(replace(batch, target=target)).item() == pytest.approx(expected, rel=1e-5)
+    last_only = replace(batch, target=target * (target == 9))  # a position without a target asks for none
+    assert model.training_loss(last_only).item() == pytest.approx(losses[-1].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["full_softmax", "binary"])
+def test_items_may_be_scored_by_a_table_of_their_own(loss: str) -> None:
+    model = shake(_model(output_items="own", loss=loss)).eval()
+    assert isinstance(model, Caser)
+    batch = with_following_targets(collate(make_sequences([4]), max_length=6), last=[3])
+    assert torch.equal(model.item_embeddings(), model.output_table.weight[1:])
+
+    def loss_now() -> float:
+        torch.manual_seed(0)
+        return model.training_loss(batch).item()
+
+    before, user = loss_now(), model.user_embedding(batch)
+    with torch.no_grad():
+        model.output_table.weight.mul_(-1)
+    assert loss_now() != pytest.approx(before, rel=1e-3)
+    assert torch.equal(model.user_embedding(batch), user)
+
+
 def test_it_reads_the_last_window_and_nothing_before_it() -> None:
     model = shake(_model()).eval()
     (sequence,) = make_sequences([6])
@@ -100,5 +142,9 @@ def test_it_reads_the_last_window_and_nothing_before_it() -> None:
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         CaserConfig(window=0)
+    with pytest.raises(ValueError, match="num_following must be at least 1, got 0"):
+        CaserConfig(num_following=0)
+    with pytest.raises(ValueError, match="output_items must be one of shared, own, got 'tied'"):
+        CaserConfig(output_items="tied")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="loss must be one of full_softmax, binary"):
         CaserConfig(loss="bpr")  # type: ignore[arg-type]

@@ -29,6 +29,8 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"augmentation": "model"},
     {"loss": "binary"},
+    {"latent": "shifted"},
+    {"latent": "shifted", "augmentation": "model"},
     {"num_layers": 2},
     {"max_full_softmax_items": 5, "num_negatives": 64},
 ]
@@ -99,6 +101,37 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_what_each_view_adds_to_the_mean() -> None:
+    """σ·ε or σ itself; the second view α·σ·ε, or without α what the first adds, σ itself under dropout."""
+    deviation = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 2, 4)
+    noise = torch.Generator().manual_seed(3)
+    drawn = torch.randn(1, 2, 4, generator=noise) * deviation
+
+    def added(second: bool, **settings: Any) -> torch.Tensor:
+        model = _model(**settings).train()
+        torch.manual_seed(3)
+        return (model.second_spread if second else model.first_spread)(deviation).detach()
+
+    assert torch.allclose(added(False), drawn)
+    assert torch.allclose(added(True), 0.5 * drawn)  # α starts at 0.5
+    assert torch.allclose(added(True, augmentation="model"), drawn)
+    assert torch.equal(added(False, latent="shifted"), deviation)
+    assert torch.allclose(added(True, latent="shifted"), 0.5 * drawn)
+    thinned = added(True, latent="shifted", augmentation="model", dropout=0.5)
+    assert set((thinned / deviation).flatten().tolist()) == {0.0, 2.0}
+
+
+def test_serving_decodes_the_means_or_as_published_a_deviation_above_them() -> None:
+    batch = collate(make_sequences([6, 3]), max_length=6)
+    for latent, share in (("drawn", 0.0), ("shifted", 1.0)):
+        model = shake(_model(latent=latent)).eval()
+        assert isinstance(model, ContrastVAE)
+        mean, log_variance = model.encode(batch)
+        expected = model.decode(mean + share * torch.exp(log_variance / 2))
+        assert torch.allclose(model.states(batch), expected, atol=1e-6)
+        assert float(torch.exp(log_variance / 2).detach().mean()) > 0.1
+
+
 def test_kl_is_annealed_and_the_count_is_kept_with_the_weights() -> None:
     batch = with_random_targets(collate(make_sequences([6, 3]), max_length=6))
     losses = []
@@ -138,7 +171,9 @@ def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: d
     check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
 
 
-@pytest.mark.parametrize("settings", [{}, {"augmentation": "model"}, {"loss": "binary"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"augmentation": "model"}, {"latent": "shifted"}, {"loss": "binary"}], ids=str
+)
 def test_overfits_one_batch(settings: dict[str, Any]) -> None:
     model = _model(embedding_dim=16, kl_weight=0.01, **settings)
     check_overfits_one_batch(model, updates=600 if "loss" in settings else 250)
@@ -147,6 +182,8 @@ def test_overfits_one_batch(settings: dict[str, Any]) -> None:
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="augmentation must be one of variational, model, got 'crop'"):
         ContrastVAEConfig(augmentation="crop")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="latent must be one of drawn, shifted, got 'mean'"):
+        ContrastVAEConfig(latent="mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         ContrastVAEConfig(temperature=0)
     with pytest.raises(ValueError, match="kl_weight must be at least 0"):

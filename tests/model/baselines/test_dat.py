@@ -24,6 +24,7 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"pooling": "mean"},
     {"loss": "binary"},
+    {"num_layers": 2},
     {"max_full_softmax_items": 5, "num_negatives": 64},
 ]
 
@@ -64,6 +65,45 @@ def test_both_towers_end_at_length_one() -> None:
     user = model.user_embedding(collate(make_sequences([5, 2]), max_length=6))
     assert torch.allclose(user.norm(dim=1), torch.ones(2))
     assert torch.allclose(model.item_embeddings().norm(dim=1), torch.ones(NUM_ITEMS))
+
+
+def test_the_towers_by_hand() -> None:
+    """D = 2, one hidden unit: p_u = normalize(W₂·ReLU(W₁·[e_u, a_u])), and so for p_v with a_v.
+
+    LayerNorm makes the two items (1, -1) and (-1, 1).
+    """
+    model = _model(embedding_dim=2, feed_forward_hidden=1, pooling="mean").eval()
+    with torch.no_grad():
+        model.items.item_table.weight[1:3] = torch.tensor([[3.0, 1.0], [-5.0, 2.0]])
+        model.augmented_item.weight[2] = torch.tensor([0.5, 7.0])
+        for network in (model.augment_user, model.user_tower, model.item_tower):
+            network[0].bias.zero_()
+            network[3].bias.zero_()
+        model.augment_user[0].weight.copy_(torch.tensor([[1.0, 0.0]]))
+        model.augment_user[3].weight.copy_(torch.tensor([[10.0], [-20.0]]))
+        for tower in (model.user_tower, model.item_tower):
+            tower[0].weight.copy_(torch.tensor([[1.0, 2.0, 0.3, 0.01]]))
+            tower[3].weight.copy_(torch.tensor([[3.0], [4.0]]))
+            tower[3].bias.copy_(torch.tensor([0.0, 1.0]))
+    batch = collate(make_sequences([1]), max_length=6)
+    of_user = {
+        1: 1 - 2 * 1 + 0.3 * 10 + 0.01 * -20,  # a_u is 10 and -20 times ReLU(1)
+        2: -1.0 + 2 * 1,  # and here of ReLU(-1)
+    }
+    for item, hidden in of_user.items():
+        batch.item_index[0, 0] = item
+        expected = torch.tensor([3 * hidden, 4 * hidden + 1])
+        assert torch.allclose(model.user_embedding(batch)[0], expected / expected.norm(), atol=1e-4)
+    hidden = -1 + 2 * 1 + 0.3 * 0.5 + 0.01 * 7
+    expected = torch.tensor([3 * hidden, 4 * hidden + 1])
+    assert torch.allclose(model.item_embeddings()[1], expected / expected.norm(), atol=1e-4)
+
+
+def test_two_hidden_layers_make_towers_of_three() -> None:
+    model = _model(num_layers=2)
+    for network, inputs in ((model.augment_user, 8), (model.user_tower, 16), (model.item_tower, 16)):
+        shapes = [tuple(layer.weight.shape) for layer in network if isinstance(layer, torch.nn.Linear)]
+        assert shapes == [(32, inputs), (32, 32), (8, 32)]
 
 
 def test_pooling_by_hand() -> None:
@@ -141,6 +181,8 @@ def test_training_lets_the_augmented_vectors_find_the_other_side() -> None:
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="pooling must be one of recency, mean, got 'max'"):
         DATConfig(pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
+        DATConfig(num_layers=0)
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         DATConfig(temperature=0)
     with pytest.raises(ValueError, match="mimic_user_weight must be at least 0, got -1"):

@@ -90,6 +90,30 @@ def test_convolution_by_hand() -> None:
     assert out.flatten().tolist() == pytest.approx([1.5, 12.5, 123.5, 234.5])
 
 
+def test_one_position_of_the_block_by_hand() -> None:
+    """y = (Δ·x·B·C + D·x)·SiLU(gate) with x the SiLU of the convolved value; everything one number wide."""
+    block = SelectiveStateSpace(1, state_dim=1, kernel_size=2, expansion=1)
+    with torch.no_grad():
+        block.of_input.weight.copy_(torch.tensor([[2.0], [-0.5]]))  # value, gate
+        block.kernel.copy_(torch.tensor([[9.0], [0.5]]))
+        block.kernel_bias.fill_(0.25)
+        block.of_selection.weight.copy_(torch.tensor([[0.3], [0.7], [-1.1]]))  # Δ, B, C
+        block.of_delta.weight.fill_(0.4)
+        block.of_delta.bias.fill_(-0.2)
+        block.skip.fill_(1.5)
+        block.of_output.weight.fill_(3.0)
+
+    def silu(x: float) -> float:
+        return x / (1 + math.exp(-x))
+
+    token = 1.2
+    x = silu(0.5 * 2.0 * token + 0.25)
+    delta = math.log1p(math.exp(0.4 * 0.3 * x - 0.2))
+    y = delta * x * (0.7 * x) * (-1.1 * x) + 1.5 * x
+    expected = 3.0 * y * silu(-0.5 * token)
+    assert block(torch.tensor([[[token]]])).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_steps_start_between_a_thousandth_and_a_tenth() -> None:
     bias = _model(embedding_dim=64).layers[0].block.of_delta.bias
     first = torch.nn.functional.softplus(bias.detach())

@@ -85,6 +85,19 @@ def test_attention_by_hand() -> None:
     assert seen["covariance"].tolist() == pytest.approx([1.0, w0**2 * 1 + (1 - w0) ** 2 * 4])
 
 
+def test_the_feed_forward_network_by_hand() -> None:
+    """LayerNorm of (3, 1) is (1, -1); then x + ELU(x), with W = 1."""
+    stream = WassersteinLayer(STOSAConfig(embedding_dim=2, num_heads=1, feed_forward_hidden=2, dropout=0.0))
+    mean_stream = stream.mean_stream
+    with torch.no_grad():
+        for linear in (mean_stream.of_output, mean_stream.feed_forward[0], mean_stream.feed_forward[2]):
+            linear.weight.copy_(torch.eye(2))
+            linear.bias.zero_()
+    mean_stream.norm_feed_forward = torch.nn.Identity()  # type: ignore[assignment]
+    out = mean_stream.finish(torch.tensor([[[2.0, 0.5]]]), torch.tensor([[[[1.0, 0.5]]]]))
+    assert out.flatten().tolist() == pytest.approx([1 + 1, -1 + math.exp(-1) - 1], abs=1e-4)
+
+
 def test_full_softmax_is_over_the_distances_that_the_index_ranks_by() -> None:
     model = shake(_model())
     user, target = torch.randn(3, 16), torch.tensor([4, 30, 1])
