@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from index_builder.ann import AnnIndex
 from index_builder.bundle_files import BundleError
 from index_builder.candidates import recall_sequences
 from model.batch import Sequence
+from model.engines.interface import EagerTower, TowerEngine
 from model.noise import request_key
 from model.two_tower import TwoTower
 
@@ -31,7 +33,7 @@ class CanaryCase:
 
 
 def record_canary(
-    model: TwoTower, index: AnnIndex, item_ids: list[str], sequences: Collection[Sequence]
+    model: TwoTower, index: AnnIndex, item_ids: Collection[str], sequences: Collection[Sequence]
 ) -> list[CanaryCase]:
     """The answers that this model and index give now."""
     cases = []
@@ -48,14 +50,21 @@ def record_canary(
 def replay_canary(
     model: TwoTower,
     index: AnnIndex,
-    item_ids: list[str],
+    item_ids: Collection[str],
     cases: Collection[CanaryCase],
     *,
-    tolerance: float = 1e-3,
+    tolerance: float | None = None,
+    tower: TowerEngine | None = None,
 ) -> None:
-    """Ask every canary again, alone. Raises BundleError when an answer is not the recorded one."""
+    """Ask every canary again, alone. Raises BundleError when an answer is not the recorded one.
+
+    tower: the engine to ask; the plain one, which recorded the answers, when None
+    tolerance: as of `canary_mismatch`; the engine's own when None
+    """
+    tower = tower or EagerTower(model)
+    tolerance = tower.tolerance if tolerance is None else tolerance
     for case in cases:
-        candidates, scores = _answer(model, index, item_ids, case)
+        candidates, scores = _answer(model, index, item_ids, case, tower)
         mismatch = canary_mismatch(case, candidates, scores, tolerance=tolerance)
         if mismatch:
             raise BundleError(f"{case.user_id} does not give its recorded answer: {mismatch}")
@@ -80,7 +89,7 @@ def canary_mismatch(
     return None
 
 
-def encode_canary(cases: Collection[CanaryCase], item_ids: list[str]) -> bytes:
+def encode_canary(cases: Collection[CanaryCase], item_ids: Collection[str]) -> bytes:
     """UTF-8 JSON, with items by their ids."""
     entries = [
         {
@@ -98,7 +107,7 @@ def encode_canary(cases: Collection[CanaryCase], item_ids: list[str]) -> bytes:
     return json.dumps(entries, indent=1, allow_nan=False).encode()
 
 
-def decode_canary(data: bytes, item_index_of: dict[str, int]) -> list[CanaryCase]:
+def decode_canary(data: bytes, item_index_of: Mapping[str, int]) -> list[CanaryCase]:
     """The inverse of `encode_canary`. Raises KeyError, TypeError or ValueError for anything else."""
     return [
         CanaryCase(
@@ -118,11 +127,14 @@ def decode_canary(data: bytes, item_index_of: dict[str, int]) -> list[CanaryCase
 
 
 def _answer(
-    model: TwoTower, index: AnnIndex, item_ids: list[str], case: CanaryCase
+    model: TwoTower,
+    index: AnnIndex,
+    item_ids: Collection[str],
+    case: CanaryCase,
+    tower: TowerEngine | None = None,
 ) -> tuple[list[str], list[float]]:
-    found = recall_sequences(
-        model, index, [case.sequence], [request_key(case.seed, case.user_id)], top_k=case.top_k
-    )
+    key = request_key(case.seed, case.user_id)
+    found = recall_sequences(model, index, [case.sequence], [key], top_k=case.top_k, tower=tower)
     kept = found.item_index[0] > 0
     return (
         [item_ids[item - 1] for item in found.item_index[0][kept].tolist()],

@@ -11,11 +11,11 @@ from collections.abc import Sequence as Collection
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from index_builder.ann import AnnIndex
-from model.batch import Sequence, SequenceBatch, collate
-from model.noise import Noise, request_noise
+from index_builder.route_merge import merge_routes
+from model.batch import Sequence, collate
+from model.engines.interface import EagerTower, TowerEngine
 from model.two_tower import TwoTower
 
 
@@ -42,47 +42,30 @@ def recall_sequences(
     *,
     top_k: int | Collection[int],
     exclude: Collection[np.ndarray | None] | None = None,
+    tower: TowerEngine | None = None,
 ) -> Candidates:
     """Candidates of each sequence, with the noise of its key (`model.noise.request_key`).
 
     top_k: K, or one per sequence   exclude: per sequence the item indices never to return, or None
+    tower: the engine that runs the model's user tower; the plain one when None
     Raises ValueError for an empty sequence or when the user tower gives NaN or infinity.
     """
     batch = collate(sequences, max_length=model.max_length)
-    noise = None
-    if model.num_steps > 0:
-        noise = request_noise(keys, batch.item_index.shape[1], model.noise_dim, device=_device(model))
-    return recall_candidates(model, index, batch, noise=noise, top_k=top_k, exclude=exclude)
-
-
-def recall_candidates(
-    model: TwoTower,
-    index: AnnIndex,
-    batch: SequenceBatch,
-    *,
-    noise: Noise | None,
-    top_k: int | Collection[int],
-    exclude: Collection[np.ndarray | None] | None = None,
-) -> Candidates:
-    """User tower, then index search. The arguments are those of `recall_sequences`, already collated."""
     started = time.perf_counter()
-    queries = user_embeddings(model, batch, noise)
+    routes = (
+        (tower or EagerTower(model)).user_embeddings(batch, list(keys)).float().cpu().numpy()
+    )  # (B, R, D)
     embedded = time.perf_counter()
-    rows_out = None if exclude is None else [None if items is None else items - 1 for items in exclude]
-    score, rows = index.search(queries, top_k, rows_out)
+    num_routes = routes.shape[1]
+    wanted = top_k if isinstance(top_k, int) else [count for count in top_k for _ in range(num_routes)]
+    rows_out = exclude and [
+        None if items is None else items - 1 for items in exclude for _ in range(num_routes)
+    ]
+    score, rows = index.search(routes.reshape(-1, routes.shape[2]), wanted, rows_out)
+    score, rows = merge_routes(score, rows, num_routes=num_routes, top_k=top_k)
     return Candidates(
         item_index=rows + 1,
         score=score,
         tower_seconds=embedded - started,
         search_seconds=time.perf_counter() - embedded,
     )
-
-
-def user_embeddings(model: TwoTower, batch: SequenceBatch, noise: Noise | None) -> np.ndarray:
-    """The user tower's output on the host.   -> (B, D) float32"""
-    with torch.inference_mode():
-        return model.user_embedding(batch.to(_device(model)), noise).float().cpu().numpy()
-
-
-def _device(model: TwoTower) -> torch.device:
-    return next(model.parameters()).device

@@ -8,9 +8,9 @@ from collections.abc import Sequence as Collection
 import numpy as np
 import torch
 
-from index_builder.candidates import user_embeddings
 from model.batch import Sequence, collate
-from model.noise import request_key, request_noise
+from model.engines.interface import EagerTower
+from model.noise import request_key
 from model.two_tower import TwoTower
 
 _BATCH_SIZE = 64
@@ -25,20 +25,17 @@ def embed_items(model: TwoTower) -> np.ndarray:
 def embed_prefixes(model: TwoTower, sequences: Collection[Sequence], *, max_queries: int = 256) -> np.ndarray:
     """User embeddings after every behaviour of `sequences`: users as the index will meet them.
 
-    -> (Q, D) float32, Q at most `max_queries`, spread evenly over all prefixes
+    -> (Q, D) float32 of at most `max_queries` prefixes, spread evenly, every route of each
     """
     prefixes = list(_prefixes(sequences))
     chosen = np.unique(np.linspace(0, len(prefixes) - 1, min(max_queries, len(prefixes))).astype(int))
+    tower = EagerTower(model)
     queries = []
     for start in range(0, len(chosen), _BATCH_SIZE):
         members = chosen[start : start + _BATCH_SIZE]
         batch = collate([prefixes[member] for member in members], max_length=model.max_length)
-        noise = None
-        if model.num_steps > 0:
-            keys = [request_key(0, f"prefix-{member}") for member in members]
-            device = next(model.parameters()).device
-            noise = request_noise(keys, batch.item_index.shape[1], model.noise_dim, device=device)
-        queries.append(user_embeddings(model, batch, noise))
+        keys = [request_key(0, f"prefix-{member}") for member in members]
+        queries.append(tower.user_embeddings(batch, keys).flatten(0, 1).float().cpu().numpy())
     return np.concatenate(queries)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -184,6 +185,66 @@ def report(
         return
     render(later, folder)
     typer.echo(f"{folder / 'report.md'}, {folder / 'report.png'}")
+
+
+@app.command()
+def tower(
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a T2Diff bundle; else random weights.", show_default=False),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine at each batch size.")] = 12,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here too, flat.", show_default=False)
+    ] = None,
+) -> None:
+    """Time the user tower on every engine that this machine can run, one core, no service.
+
+    The engines take turns; medians of processor time; ratios are to the plain model code.
+    """
+    from loadtest.tower_bench import bench_towers  # here, for torch takes a second to import
+    from loadtest.tower_table import tower_model, tower_table
+
+    model = tower_model(bundle)
+    with _progress() as bars:
+        bar = bars.add_task("rounds", total=rounds, note="")
+        figures = bench_towers(model, rounds=rounds, on_round=lambda done: bars.update(bar, completed=done))
+    typer.echo(tower_table(figures))
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+@app.command()
+def gpu(
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a T2Diff bundle; else random weights.", show_default=False),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine at each batch size.")] = 9,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here too, flat.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder that a dated report is put into.", show_default=False, file_okay=False),
+    ] = None,
+) -> None:
+    """Build, check and time everything that runs on a GPU, in under ten minutes; exit code 2 without one.
+
+    Exit code 1 when an engine is further from float64 than it may be.
+    """
+    from loadtest.gpu_bench import bench_gpu, gpu_report, write_gpu_report  # here, for torch takes a second
+    from loadtest.tower_table import tower_model
+
+    command = shlex.join(["t2diff-loadtest", *sys.argv[1:]])
+    figures = bench_gpu(tower_model(bundle), rounds=rounds, say=_err.print)
+    typer.echo(gpu_report(figures, command))
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=1) + "\n")
+    if out is not None:
+        typer.echo(f"- Report: {write_gpu_report(figures, command, out) / 'report.md'}")
+    if figures["wrong"]:
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -136,6 +136,7 @@ class _Routes:
                 "model_settings": manifest["model"]["config"],
                 "metric": engine.bundle.model.metric,
                 "device": engine.device,
+                "tower_engine": engine.tower.name,
                 "index": manifest["index"],
                 "num_items": len(engine.bundle.item_ids),
                 "metrics": manifest["offline_metrics"],

@@ -1,4 +1,4 @@
-"""The plain engine: one bundle, run eagerly on CPU or CUDA. Immutable; the reference for faster ones.
+"""One bundle that answers, on CPU or CUDA. Immutable; its user tower runs on the engine that it is given.
 
 It is called on the device thread only. What it computes is `index_builder.candidates`, the code that
 recorded the bundle's canary, so that a loaded bundle can be held to the answers of its build.
@@ -18,7 +18,10 @@ from index_builder.bundle import Bundle
 from index_builder.canary import replay_canary
 from index_builder.candidates import recall_sequences
 from model.batch import UNKNOWN_TIME, Sequence
+from model.engines.interface import EagerTower
+from model.engines.tower_engine import TowerEngine, build_tower_engine
 from model.noise import request_key
+from service.settings import ServiceSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,22 @@ class EngineAnswer:
 class Engine:
     """A bundle that answers."""
 
-    def __init__(self, bundle: Bundle, *, device: str) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str,
+        tower: TowerEngine | None = None,
+        canary_tower: TowerEngine | None = None,
+    ) -> None:
+        """tower: what runs the user tower, by default plainly
+
+        canary_tower: the same engine as the bundle was built to sample, where `tower` samples otherwise
+        """
         self.bundle = bundle
         self.device = device
+        self.tower = tower or EagerTower(bundle.model)
+        self._canary_tower = canary_tower or self.tower
 
     def recall(self, requests: Collection[EngineRequest]) -> list[EngineAnswer]:
         """Answers in the order of the requests. Raises ValueError for a NaN in the user tower."""
@@ -63,6 +79,7 @@ class Engine:
             [request_key(request.seed, request.user_id) for request in requests],
             top_k=[request.top_k for request in requests],
             exclude=[request.exclude for request in requests],
+            tower=self.tower,
         )
         answers = []
         rows = zip(requests, found.item_index.tolist(), found.score.tolist(), strict=True)
@@ -96,7 +113,23 @@ class Engine:
             ]
             self.recall(batch)
             size *= 2
-        replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary)
+        replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary, tower=self._canary_tower)
+
+
+def build_engine(bundle: Bundle, *, device: str, settings: ServiceSettings) -> Engine:
+    """The engine of a loaded bundle as the settings want it.
+
+    Raises ValueError when the user tower cannot run on the engine or with the sampling asked for.
+    """
+    kind, threads = settings.tower_engine, settings.torch_threads
+    steps, sampler = settings.num_inference_steps, settings.sampler
+    tower = build_tower_engine(
+        bundle.model, kind=kind, num_inference_steps=steps, sampler=sampler, num_threads=threads
+    )
+    canary_tower = None
+    if steps is not None or sampler is not None:
+        canary_tower = build_tower_engine(bundle.model, kind=kind, num_threads=threads)
+    return Engine(bundle, device=device, tower=tower, canary_tower=canary_tower)
 
 
 def choose_device(asked: str) -> str:

@@ -95,7 +95,7 @@ class Metrics:
         self._bundle = Gauge(
             f"{PREFIX}_bundle_info",
             "1 for the bundle that is being served.",
-            ["bundle", "model", "index", "device"],
+            ["bundle", "model", "index", "device", "tower_engine"],
             registry=registry,
         )
         self._reloads = Counter(
@@ -146,7 +146,7 @@ class Metrics:
             self._breaker.labels(operation, known).set(1 if known == state else 0)
 
     def set_bundle(self, labels: Mapping[str, str]) -> None:
-        """What is served from now on: bundle, model, index, device."""
+        """What is served from now on: bundle, model, index, device, tower_engine."""
         self._bundle.clear()
         self._bundle.labels(**labels).set(1)
 

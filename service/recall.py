@@ -107,6 +107,7 @@ class RecallService:
                 "model": engine.bundle.model_name,
                 "index": manifest["index"]["kind"],
                 "device": engine.device,
+                "tower_engine": engine.tower.name,
             }
         )
 

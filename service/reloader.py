@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from index_builder.bundle import BundleError, current_bundle, load_bundle
-from service.engine import Engine, set_threads
+from service.engine import Engine, build_engine, set_threads
 from service.metrics import Metrics
 from service.settings import ServiceSettings
 
@@ -66,7 +66,9 @@ class Reloader:
             self._refused.clear()
             self._on_loaded(engine)
             self._metrics.count_reload("loaded")
-            logger.info("bundle loaded", extra={"bundle": engine.bundle.bundle_id})
+            logger.info(
+                "bundle loaded", extra={"bundle": engine.bundle.bundle_id, "tower_engine": engine.tower.name}
+            )
             return {"outcome": "loaded", "bundle": engine.bundle.bundle_id}
 
     async def poll(self) -> None:
@@ -78,7 +80,8 @@ class Reloader:
     async def _load(self, url: str) -> Engine:
         def load() -> Engine:
             set_threads(self._settings.torch_threads)
-            engine = Engine(load_bundle(url, device=self._device), device=self._device)
+            bundle = load_bundle(url, device=self._device)
+            engine = build_engine(bundle, device=self._device, settings=self._settings)
             engine.warm_up(self._settings.max_batch)
             return engine
 

@@ -216,6 +216,7 @@ class ModelInfo(BaseModel):
     model_settings: dict[str, Any]
     metric: str = Field(description="How embeddings are compared.")
     device: str
+    tower_engine: str
     index: dict[str, Any] = Field(description="Kind and measured overlap with exact search.")
     num_items: int
     metrics: dict[str, Any] = Field(description="Offline metrics of the model when it was trained.")

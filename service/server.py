@@ -224,6 +224,7 @@ def _greeting(
         "bundle": f"{bundle.bundle_id}: {bundle.model_name}, {len(bundle.item_ids)} items, "
         f"{bundle.index.kind} index",
         "device": f"{engine.device}, {settings.torch_threads} thread(s)",
+        "tower": f"engine {engine.tower.name}",
         "redis": redis_shown,
     }
     return "\n".join(["t2diff-serve is ready", *(f"  {name:<7} {text}" for name, text in lines.items())])

@@ -65,6 +65,15 @@ class ServiceSettings(BaseSettings):
     torch_threads: int = Field(
         1, ge=1, le=256, description="Threads of torch and of the CPU index per batch."
     )
+    tower_engine: Literal["auto", "eager", "exact", "fused", "fused_fp32"] = Field(
+        "auto", description="What runs the user tower: auto takes the fastest here; see Tower engines."
+    )
+    num_inference_steps: int | None = Field(
+        None, ge=1, le=10_000, description="Diffusion steps per request; without it the bundle's own."
+    )
+    sampler: Literal["ddpm", "ddim"] | None = Field(
+        None, description="ddpm draws noise at every step, ddim once; without it the bundle's own."
+    )
     max_batch: int = Field(32, ge=1, le=1024, description="Most requests that share one batch on the device.")
     max_queue: int = Field(
         256, ge=1, le=100_000, description="Requests that may wait for the device; more: 429."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -29,11 +30,11 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def make_checkpoint() -> Callable[..., Checkpoint]:
-    """make_checkpoint(seed=…, num_items=…): an untrained T2Diff with everything that travels with it."""
+    """make_checkpoint(seed=…, num_items=…, **settings): an untrained T2Diff with all it needs."""
 
-    def make(seed: int = 0, num_items: int = NUM_ITEMS) -> Checkpoint:
+    def make(seed: int = 0, num_items: int = NUM_ITEMS, **settings: Any) -> Checkpoint:
         torch.manual_seed(seed)
-        config = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
+        config = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3, **settings}
         model = build_model("t2diff", config, num_items).eval()
         rng = np.random.default_rng(seed)
         canary = []

@@ -17,7 +17,9 @@ from index_builder.candidates import recall_sequences
 from index_builder.embed_items import embed_items, embed_prefixes
 from index_builder.publish import Store
 from index_builder.quality import QualityError
-from model.batch import UNKNOWN_TIME, Sequence
+from model.batch import UNKNOWN_TIME, Sequence, collate
+from model.engines.interface import EagerTower
+from model.evaluation import score_items
 from model.noise import request_key
 
 
@@ -164,6 +166,29 @@ def test_batched_recall_equals_single_recall(checkpoint, built):
         alone = recall_sequences(bundle.model, bundle.index, [sequence], [key], top_k=10)
         np.testing.assert_allclose(alone.score[0], together.score[row], rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(alone.item_index[0], together.item_index[row])
+
+
+def test_several_routes_answer_with_each_items_best_score(make_checkpoint, tmp_path):
+    """Built, loaded, its canary replayed; and exactly what ranking every item by its best route gives."""
+    checkpoint = make_checkpoint(num_routes=3, drift_scale=1.0)
+    store = Store(tmp_path / "store")
+    bundle = load_bundle(store.bundle_url(build_bundle(checkpoint, store)))
+    keys = [request_key(0, f"u{number}") for number in range(3)]
+    exclude = [None, np.arange(1, 21), None]
+    found = recall_sequences(
+        bundle.model, bundle.index, checkpoint.canary, keys, top_k=[10, 10, 4], exclude=exclude
+    )
+    batch = collate(checkpoint.canary, max_length=checkpoint.model.max_length)
+    routes = EagerTower(checkpoint.model).user_embeddings(batch, keys)
+    assert routes.shape == (3, 3, 8)
+    score = score_items(routes, checkpoint.model.item_embeddings().detach(), "inner_product").numpy()
+    score[1, :20] = -np.inf
+    for row, count in enumerate((10, 10, 4)):
+        best = np.argsort(-score[row])[:count]
+        np.testing.assert_array_equal(found.item_index[row, :count], best + 1)
+        np.testing.assert_allclose(found.score[row, :count], score[row, best], rtol=1e-4, atol=1e-6)
+    assert (found.item_index[2, 4:] == 0).all()
+    replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary)
 
 
 def test_recall_of_an_empty_sequence_is_refused(built):

@@ -13,7 +13,8 @@ from index_builder.bundle import BundleError
 from index_builder.candidates import recall_sequences
 from model.batch import Sequence
 from model.noise import request_key
-from service.engine import Engine, EngineRequest, choose_device
+from service.engine import Engine, EngineRequest, build_engine, choose_device
+from service.settings import ServiceSettings
 
 
 def request(
@@ -64,6 +65,33 @@ def test_warm_up_refuses_a_model_that_is_not_the_index_builders(engine: Engine) 
     mixed = Engine(dataclasses.replace(engine.bundle, model=other), device="cpu")
     with pytest.raises(BundleError, match="canary"):
         mixed.warm_up(1)
+
+
+@pytest.mark.parametrize("kind", ["auto", "eager", "exact"])
+def test_warm_up_holds_every_tower_engine_to_the_canary(engine: Engine, kind: str) -> None:
+    settings = ServiceSettings(bundles="", tower_engine=kind)
+    build_engine(engine.bundle, device="cpu", settings=settings).warm_up(4)
+    other = copy.deepcopy(engine.bundle.model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1 + 0.05 * torch.randn_like(parameter))  # another training run is further away
+    mixed = dataclasses.replace(engine.bundle, model=other)
+    with pytest.raises(BundleError, match="canary"):
+        build_engine(mixed, device="cpu", settings=settings).warm_up(1)
+
+
+def test_other_sampling_answers_otherwise_and_still_passes_the_canary(engine: Engine) -> None:
+    settings = ServiceSettings(bundles="", num_inference_steps=1, sampler="ddim")
+    quick = build_engine(engine.bundle, device="cpu", settings=settings)
+    quick.warm_up(2)
+    asked = [request("u", [3, 7, 9], top_k=60)]
+    assert quick.recall(asked)[0].scores != pytest.approx(engine.recall(asked)[0].scores, rel=1e-4)
+
+
+def test_a_tower_engine_that_cannot_be_had_names_setting_value_and_remedy(engine: Engine) -> None:
+    settings = ServiceSettings(bundles="", num_inference_steps=9)
+    with pytest.raises(ValueError, match="num_inference_steps must be at most num_steps = 4, got 9"):
+        build_engine(engine.bundle, device="cpu", settings=settings)
 
 
 def test_a_nan_in_the_user_tower_is_an_error_and_not_an_answer(engine: Engine) -> None:

@@ -119,6 +119,7 @@ async def test_a_failing_model_falls_back_degraded(start: Any) -> None:
     class Broken:
         bundle = running.service.engine.bundle
         device = "cpu"
+        tower = running.service.engine.tower
 
         def recall(self, requests: Any) -> Any:
             raise RuntimeError("CUDA out of memory")

@@ -77,7 +77,7 @@ async def test_a_newer_bundle_is_swapped_in_and_a_rollback_as_well(own_store: St
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "item_ids.json", "index.faiss", "canary.json", "manifest.json"]
+    "name", ["model.safetensors", "item_ids.safetensors", "index.faiss", "canary.json", "manifest.json"]
 )
 async def test_a_flipped_bit_in_any_file_is_refused(own_store: Store, build: Any, name: str) -> None:
     loaded = Loaded(own_store)

@@ -1,0 +1,1 @@
+"""Ways to run a user tower: the plain one is the reference, the others give its answer sooner."""
