@@ -136,7 +136,10 @@ def gpu_report(figures: Figures, command: str) -> str:
         if name not in shown and not name.startswith("ms_per_sample_") and value not in (None, "")
     ]
     title = f"# User tower on {figures.get('gpu') or 'a GPU'}, {figures.get('date')}"
-    about = "Milliseconds a sample, medians of turns, and how many times as fast as `eager`."
+    about = (
+        "Milliseconds a sample, medians of turns, and how many times as fast as `eager`, the model's own "
+        "code with torch's noise; `counter` is that code under the service's noise, drawn on the host."
+    )
     return "\n".join([title, "", f"`{command}`", "", about, "", table(columns, rows), "", *rest, ""])
 
 

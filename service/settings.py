@@ -65,7 +65,7 @@ class ServiceSettings(BaseSettings):
     torch_threads: int = Field(
         1, ge=1, le=256, description="Threads of torch and of the CPU index per batch."
     )
-    tower_engine: Literal["auto", "eager", "exact", "fused", "fused_fp32"] = Field(
+    tower_engine: Literal["auto", "eager", "exact", "fused", "fused_fp32", "graph", "persistent"] = Field(
         "auto", description="What runs the user tower: auto takes the fastest here; see Tower engines."
     )
     num_inference_steps: int | None = Field(

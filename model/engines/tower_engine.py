@@ -4,6 +4,11 @@ eager   the model's own code; any model, any device; the reference
 exact   the same arithmetic without what is done twice, in PyTorch; T2Diff, any device
 fused   native code for the whole tower; T2Diff on a CPU; bf16 products where the processor has them
 fused_fp32   the same in fp32 throughout
+graph   exact's operations in one CUDA graph a batch size; T2Diff on a GPU; not run so far
+persistent   the reverse process as one kernel in such a graph; T2Diff on a GPU; not run so far
+
+The last two, where they cannot be had, give way to the next that can with a line in the log. `auto` does not
+choose them before they have been measured.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from typing import Literal, get_args
 
 from model.engines.exact import ExactTower
 from model.engines.fused import FusedTower
+from model.engines.gpu.gpu_tower import build_gpu_tower
 from model.engines.interface import EagerTower, TowerEngine
 from model.engines.native_library import FOLDER, REMEDY, NativeLibrary, native_library
 from model.engines.native_spec import why_not
@@ -23,7 +29,7 @@ from model.two_tower import TwoTower
 
 __all__ = ["EngineKind", "TowerEngine", "build_tower_engine"]
 
-EngineKind = Literal["auto", "eager", "exact", "fused", "fused_fp32"]
+EngineKind = Literal["auto", "eager", "exact", "fused", "fused_fp32", "graph", "persistent"]
 logger = logging.getLogger("t2diff.engine")
 
 
@@ -53,6 +59,8 @@ def build_tower_engine(
         return EagerTower(model)
     if kind == "exact":
         return ExactTower(model)
+    if kind == "graph" or kind == "persistent":
+        return build_gpu_tower(model, kind)
     library = _library(native_folder)
     if isinstance(library, str):
         raise ValueError(f"tower_engine {kind} cannot be had: {library}; or use exact")

@@ -64,6 +64,9 @@ def compare_command(
     epochs: Annotated[
         int | None, typer.Option(help="Most epochs of every run; left out: tuned or default.")
     ] = None,
+    patience: Annotated[
+        int, typer.Option(help="Stop a run after so many epochs without a better one.")
+    ] = TrainingSettings.patience,
     split: SplitName = "leave-one-out",
     shuffle_ties: ShuffleTies = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only list the runs and where they stand.")] = False,
@@ -81,7 +84,7 @@ def compare_command(
         split_of_log,
         work,
         specs,
-        base=TrainingSettings(device=choose_device(device), num_threads=threads),
+        base=TrainingSettings(patience=patience, device=choose_device(device), num_threads=threads),
         epochs=epochs,
         tuned=read_tuned(tuned or [], objective),
         own=None if variants is None else read_variants(variants),
