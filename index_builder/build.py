@@ -21,6 +21,7 @@ from index_builder.bundle import load_bundle, write_bundle_files
 from index_builder.bundle_files import seal
 from index_builder.canary import record_canary, replay_canary
 from index_builder.embed_items import embed_items, embed_prefixes
+from index_builder.overlap import ann_overlap, tune
 from index_builder.publish import Store
 from index_builder.quality import Check, check_embeddings, check_overlap, require
 from model.checkpoint import Checkpoint
@@ -59,10 +60,17 @@ def build_bundle(
     checks = check_embeddings(embeddings)
     require(checks)
     report(STAGES[1])
-    index = build_index(embeddings, kind=index_kind, metric=model.metric, device=device, seed=checkpoint.seed)
+    index = build_index(
+        embeddings,
+        kind=index_kind,
+        metric=model.metric,
+        device=device,
+        target_overlap=target_overlap,
+        seed=checkpoint.seed,
+    )
     report(STAGES[2])
     queries = embed_prefixes(model, checkpoint.canary)
-    checks.append(check_overlap(index.tune(queries, target_overlap=target_overlap)))
+    checks.append(check_overlap(_tune_and_measure(index, embeddings, queries, target_overlap)))
     require(checks)
     report(STAGES[3])
     canary = record_canary(model, index, checkpoint.item_ids, checkpoint.canary)
@@ -85,6 +93,18 @@ def build_bundle(
         _check_finished(folder)
         store.add(folder)
     return bundle_id
+
+
+def _tune_and_measure(
+    index: AnnIndex, embeddings: np.ndarray, queries: np.ndarray, target_overlap: float
+) -> float:
+    """Tune an approximate index on every second user embedding; the overlap that the others then see.
+
+    embeddings: (M, D)   queries: (Q, D), at least one
+    """
+    if index.max_width > 0:
+        tune(index, queries[::2], target_overlap=target_overlap)
+    return ann_overlap(index, embeddings, queries[1::2] if len(queries) > 1 else queries)
 
 
 def _check_checkpoint(checkpoint: Checkpoint) -> None:
@@ -126,6 +146,7 @@ def _manifest(
         "index": {
             "kind": index.kind,
             "width": index.width,
+            "rescored": index.rescored,
             "ann_overlap_at_100": _jsonable(checks[-1].value),
             "overlap_queries": num_queries,
         },

@@ -1,33 +1,36 @@
-"""A bundle in memory: model, index and everything else that one recall engine needs, from one folder.
+"""A bundle in use: model, index and everything else that one recall engine needs, from one folder.
 
-A bundle is read in two strides that never mix: `bundle_files` reads and verifies the bytes of every file,
-then those same bytes are parsed here. No pickle anywhere.
+A bundle is read in two strides that never mix: `bundle_files` verifies the bytes of every file, then they
+are parsed here. No pickle anywhere. What grows with the catalogue (weights, item embeddings, item ids, the
+index) is mapped: memory holds what requests touch, and the item embeddings only once. The files may be
+unlinked meanwhile, as a download is at once; they must never be written to.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
-import safetensors.torch
+import torch
 from safetensors import SafetensorError
+from torch.overrides import TorchFunctionMode
 
 from index_builder import bundle_files
 from index_builder.ann import AnnIndex
-from index_builder.bundle_files import BundleError, read_bundle
+from index_builder.bundle_files import BundleError, check_bundle
 from index_builder.canary import CanaryCase, decode_canary, encode_canary
+from index_builder.embedding_file import map_item_embeddings, write_item_embeddings
+from index_builder.item_ids import read_item_ids, write_item_ids
+from index_builder.mapped_tensors import map_weights, write_weights
 from index_builder.pointer import read_pointer
 from index_builder.storage import StoreError, open_storage
 from model.registry import build_model
 from model.two_tower import TwoTower
-
-_TENSOR = "item_embeddings"
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Bundle:
     bundle_id: str
     manifest: dict[str, Any]
     model: TwoTower
-    item_ids: list[str]
-    item_index_of: dict[str, int]
+    item_ids: Sequence[str]
+    item_index_of: Mapping[str, int]
     index: AnnIndex
     item_embeddings: np.ndarray
     popular: list[str]
@@ -71,17 +74,17 @@ def load_bundle(
     """Read, verify and only then parse the bundle folder at a path or fsspec URL.
 
     device: where the model, and the index if it can, shall run   verify: False skips the checksums
-    cache_dir: where a remote bundle is downloaded to while it is read (default: the system's temp folder)
+    cache_dir: where a remote bundle is downloaded to (default: the system's temp folder). It needs room on
+    disk for as long as the bundle is in use, though its name is gone at once.
     Raises BundleError when the bundle is missing, damaged, incomplete, or its parts do not fit.
     """
     url = str(path_or_url).rstrip("/")
     parent, slash, name = url.rpartition("/")
     try:
         with open_storage(parent or slash or ".").local_copy(name, cache_dir) as folder:
-            manifest, contents = read_bundle(folder, verify=verify)
+            return _parse(name, check_bundle(folder, verify=verify), folder, device)
     except (OSError, StoreError) as error:
         raise BundleError(f"cannot read bundle {path_or_url}: {error}") from error
-    return _parse(name, manifest, contents, device)
 
 
 def write_bundle_files(
@@ -95,47 +98,43 @@ def write_bundle_files(
     canary: Sequence[CanaryCase],
 ) -> None:
     """Everything of a bundle but its manifest, which `bundle_files.seal` adds."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    (folder / bundle_files.WEIGHTS).write_bytes(safetensors.torch.save(weights))
-    embeddings = {_TENSOR: np.ascontiguousarray(item_embeddings)}
-    (folder / bundle_files.ITEM_EMBEDDINGS).write_bytes(safetensors.numpy.save(embeddings))
+    write_weights(folder / bundle_files.WEIGHTS, model.state_dict())
+    write_item_embeddings(folder / bundle_files.ITEM_EMBEDDINGS, item_embeddings, model.state_dict())
     index.save(folder / bundle_files.INDEX)
-    (folder / bundle_files.ITEM_IDS).write_bytes(json.dumps(list(item_ids), ensure_ascii=False).encode())
+    write_item_ids(folder / bundle_files.ITEM_IDS, item_ids)
     (folder / bundle_files.POPULAR).write_bytes(json.dumps(list(popular), ensure_ascii=False).encode())
     (folder / bundle_files.CANARY).write_bytes(encode_canary(canary, list(item_ids)))
 
 
-def _parse(bundle_id: str, manifest: dict[str, Any], contents: dict[str, bytes], device: str) -> Bundle:
-    """Verified bytes -> Bundle. Each file's bytes are let go once they are parsed."""
+def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) -> Bundle:
+    """Verified files -> Bundle."""
     with _reading(bundle_id, bundle_files.ITEM_IDS):
-        item_ids = json.loads(contents.pop(bundle_files.ITEM_IDS))
-        item_index_of = {item_id: row + 1 for row, item_id in enumerate(item_ids)}
-        if len(item_index_of) != len(item_ids) or not all(isinstance(item_id, str) for item_id in item_ids):
-            raise ValueError("item ids must be distinct strings")
+        item_ids, item_index_of = read_item_ids(folder / bundle_files.ITEM_IDS)
+    with _reading(bundle_id, bundle_files.WEIGHTS):
+        weights = map_weights(folder / bundle_files.WEIGHTS)
     with _reading(bundle_id, bundle_files.ITEM_EMBEDDINGS):
-        item_embeddings = safetensors.numpy.load(contents.pop(bundle_files.ITEM_EMBEDDINGS))[_TENSOR]
+        path = folder / bundle_files.ITEM_EMBEDDINGS
+        item_embeddings = map_item_embeddings(path, weights, manifest["counts"]["items"])
         if len(item_embeddings) != len(item_ids):
             raise ValueError(f"{len(item_embeddings)} embeddings for {len(item_ids)} item ids")
     with _reading(bundle_id, bundle_files.WEIGHTS):
-        spec = manifest["model"]
-        model = build_model(spec["name"], spec["config"], len(item_ids))
-        model.load_state_dict(safetensors.torch.load(contents.pop(bundle_files.WEIGHTS)))
-        model.eval().requires_grad_(False).to(device)
+        model = _read_model(weights, manifest["model"], len(item_ids), device)
     with _reading(bundle_id, bundle_files.INDEX):
-        index = AnnIndex.from_bytes(
-            contents.pop(bundle_files.INDEX),
+        index = AnnIndex.open(
+            folder / bundle_files.INDEX,
             kind=manifest["index"]["kind"],
+            rescored=manifest["index"]["rescored"],
             metric=model.metric,
             embeddings=item_embeddings,
             device=device,
         )
     with _reading(bundle_id, bundle_files.POPULAR):
-        popular = json.loads(contents.pop(bundle_files.POPULAR))
+        popular = json.loads((folder / bundle_files.POPULAR).read_bytes())
         unknown = [item_id for item_id in popular if item_id not in item_index_of]
         if unknown:
             raise ValueError(f"popular item {unknown[0]!r} is not among the item ids")
     with _reading(bundle_id, bundle_files.CANARY):
-        canary = decode_canary(contents.pop(bundle_files.CANARY), item_index_of)
+        canary = decode_canary((folder / bundle_files.CANARY).read_bytes(), item_index_of)
     return Bundle(
         bundle_id=bundle_id,
         manifest=manifest,
@@ -147,6 +146,28 @@ def _parse(bundle_id: str, manifest: dict[str, Any], contents: dict[str, bytes],
         popular=popular,
         canary=canary,
     )
+
+
+def _read_model(
+    weights: dict[str, torch.Tensor], spec: dict[str, Any], num_items: int, device: str
+) -> TwoTower:
+    with _Unfilled():
+        model = build_model(spec["name"], spec["config"], num_items)
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False).to(device)
+
+
+class _Unfilled(TorchFunctionMode):
+    """New parameters keep whatever memory holds: mapped weights take their place, and random numbers for
+    ten million items would cost seconds and gigabytes first."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        fills = getattr(function, "__module__", None) == "torch.nn.init"
+        if fills or function in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 @contextmanager

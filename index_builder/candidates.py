@@ -26,12 +26,15 @@ class Candidates:
     item_index: (B, K) int64 in 1..M, best first; 0 at the end where fewer than K items were allowed
     score: (B, K) float32, larger is better; -inf where item_index is 0
     tower_seconds, search_seconds: wall time of the whole batch in the user tower and in the index
+    tower_cpu_seconds, search_cpu_seconds: processor time of the calling thread in them
     """
 
     item_index: np.ndarray
     score: np.ndarray
     tower_seconds: float
     search_seconds: float
+    tower_cpu_seconds: float
+    search_cpu_seconds: float
 
 
 def recall_sequences(
@@ -51,11 +54,11 @@ def recall_sequences(
     Raises ValueError for an empty sequence or when the user tower gives NaN or infinity.
     """
     batch = collate(sequences, max_length=model.max_length)
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.thread_time()
     routes = (
         (tower or EagerTower(model)).user_embeddings(batch, list(keys)).float().cpu().numpy()
     )  # (B, R, D)
-    embedded = time.perf_counter()
+    embedded, cpu_embedded = time.perf_counter(), time.thread_time()
     num_routes = routes.shape[1]
     wanted = top_k if isinstance(top_k, int) else [count for count in top_k for _ in range(num_routes)]
     rows_out = exclude and [
@@ -68,4 +71,6 @@ def recall_sequences(
         score=score,
         tower_seconds=embedded - started,
         search_seconds=time.perf_counter() - embedded,
+        tower_cpu_seconds=cpu_embedded - cpu_started,
+        search_cpu_seconds=time.thread_time() - cpu_embedded,
     )

@@ -1,4 +1,4 @@
-"""`t2diff-index`: build, verify, list, publish and roll back bundles.
+"""`t2diff-index`: build, verify, list, publish and roll back bundles; measure kinds of index.
 
 Results go to standard output, progress and messages to standard error. Exit status 0: done; 2: refused,
 with one line that says why; 1: the machine failed (disk full, no permission).
@@ -22,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from index_builder.bench_command import bench
 from index_builder.publish import BundleSummary, Store
 
 # Building and verifying need torch and FAISS, seconds to import: those imports stand inside the commands,
@@ -52,7 +53,8 @@ def build(
     index_kind: Annotated[
         str,
         typer.Option(
-            help="auto, flat, flat_fp16, ivf_flat, hnsw or ivf_pq_fs. auto: flat up to 200,000 items."
+            help="auto, flat, flat_fp16, torch, ivf_flat, ivf_pq_fs, hnsw, or cagra with cuVS. "
+            "auto: what `bench` measured fastest."
         ),
     ] = "auto",
     device: Annotated[
@@ -152,6 +154,34 @@ def rollback(
     opened = Store(store)
     left = opened.current()
     print(f"rolled back from {left} to {opened.rollback(to or None)}")
+
+
+app.command()(bench)
+
+
+@app.command(hidden=True)
+def generate(
+    items: Annotated[int, typer.Argument(min=1, help="Number of items.")],
+    out: Annotated[str, typer.Option("--out", metavar="STORE", help="Bundle store: a folder or fsspec URL.")],
+    dim: Annotated[int, typer.Option(min=4, help="Dimensions of the embeddings.")] = 64,
+    index_kind: Annotated[str, typer.Option(help="As for build.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Same seed, same bundle.")] = 0,
+) -> None:
+    """Publish a bundle of generated embeddings and an untrained user tower, to measure the service with."""
+    from index_builder.generated_bundle import generate_bundle
+
+    _set_threads(1)
+    store = Store(out)
+    bundle_id = generate_bundle(
+        store,
+        num_items=items,
+        dim=dim,
+        index_kind=index_kind,
+        seed=seed,
+        report=lambda stage: print(stage, file=sys.stderr),
+    )
+    store.publish(bundle_id)
+    _print_bundle(store, bundle_id, store.check(bundle_id))
 
 
 def main() -> None:

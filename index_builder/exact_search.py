@@ -1,10 +1,9 @@
-"""Exact search in plain numpy: the last resort of an index that came back short."""
+"""Exact scores and exact search in plain numpy and torch: what approximate answers are held to and end in."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+import torch
 
 from model.two_tower import Metric
 
@@ -38,9 +37,13 @@ def search_exactly(
     embeddings: (M, D)   query: (D,)   excluded: distinct rows   -> scores (K',), rows (K',) with
     K' = min(top_k, M - excluded)
     """
-    scores = exact_scores(embeddings, query, metric)
-    rows = np.delete(np.arange(len(scores)), excluded)
-    scores = scores[rows]
+    allowed = np.ones(len(embeddings), dtype=bool)
+    allowed[excluded] = False
+    rows = np.flatnonzero(allowed)
+    if 2 * len(rows) < len(embeddings):
+        scores = exact_scores(embeddings[rows], query, metric)  # few are left: the rest is not even read
+    else:
+        scores = exact_scores(embeddings, query, metric)[rows]
     if top_k < len(scores):
         last = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
         contenders = np.flatnonzero(scores >= last)
@@ -49,37 +52,17 @@ def search_exactly(
     return scores[order], rows[order]
 
 
-@dataclass
-class Answer:
-    """The answer of a batch while it is filled, and what each query may and must get.
+def rescore(embeddings: torch.Tensor, queries: np.ndarray, rows: np.ndarray, metric: Metric) -> np.ndarray:
+    """Exact scores of a few rows of each query.
 
-    scores, rows: (B, K)   wanted: (B,)   excluded: per query distinct rows
-    blocked: (M,) bool, scratch, false between calls
+    embeddings: (M, D)   queries: (B, D)   rows: (B, F), of which -1 stands for none   -> (B, F)
     """
-
-    scores: np.ndarray
-    rows: np.ndarray
-    wanted: np.ndarray
-    excluded: list[np.ndarray]
-    blocked: np.ndarray
-
-    @classmethod
-    def empty(cls, wanted: np.ndarray, excluded: list[np.ndarray], num_items: int) -> Answer:
-        """All rows -1 with score -inf."""
-        rows = np.full((len(wanted), int(wanted.max(initial=0))), -1, dtype=np.int64)
-        scores = np.full(rows.shape, -np.inf, dtype=np.float32)
-        return cls(scores, rows, wanted, excluded, np.zeros(num_items, dtype=bool))
-
-    def put(self, member: int, scores: np.ndarray, rows: np.ndarray) -> bool:
-        """Make the allowed results of one query its answer; false when there should be more of them: the
-        caller then puts a fuller one over it.
-
-        scores, rows: (F,) best first, -1 where nothing was found
-        """
-        excluded, wanted = self.excluded[member], int(self.wanted[member])
-        self.blocked[excluded] = True
-        allowed = np.flatnonzero((rows >= 0) & ~self.blocked[rows])[:wanted]
-        self.blocked[excluded] = False
-        self.rows[member, : len(allowed)] = rows[allowed]
-        self.scores[member, : len(allowed)] = scores[allowed]
-        return len(allowed) >= min(wanted, len(self.blocked) - len(excluded))
+    batch_size, fetch = rows.shape
+    found = torch.from_numpy(rows).clamp(min=0).flatten()  # (B·F,)
+    candidates = embeddings.index_select(0, found).view(batch_size, fetch, -1)  # (B, F, D)
+    users = torch.from_numpy(queries)  # (B, D)
+    if metric == "inner_product":
+        scores = torch.bmm(candidates, users[:, :, None])[:, :, 0]
+    else:
+        scores = -(candidates - users[:, None, :]).square().sum(dim=2)
+    return torch.nan_to_num(scores, nan=-MAX_SCORE, posinf=MAX_SCORE, neginf=-MAX_SCORE).numpy()

@@ -21,7 +21,9 @@ from loadtest.comparison import compare
 from loadtest.errors import LoadtestError
 from loadtest.generator import MAX_CONNECTIONS, user_id
 from loadtest.knee import Knee, find_knee
+from loadtest.knee_command import knee as knee_command
 from loadtest.probe import Probe, ProbeSettings, run_probe
+from loadtest.ratio_check import compare_command
 from loadtest.seeding import (
     MAX_EVENTS_PER_USER,
     bundle_item_ids,
@@ -245,6 +247,10 @@ def gpu(
         typer.echo(f"- Report: {write_gpu_report(figures, command, out) / 'report.md'}")
     if figures["wrong"]:
         raise typer.Exit(1)
+
+
+app.command("knee")(knee_command)
+app.command("compare")(compare_command)
 
 
 def main() -> None:

@@ -20,13 +20,22 @@ from service.deadline import Deadline
 from service.errors import CONTENT_TYPE, ServiceError, invalid_input, problem, render
 from service.errors import shorten as shortened
 from service.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
-from service.middleware import SCOPE_KEY, Application, RequestContext, RequestMiddleware
+from service.middleware import (
+    SCOPE_KEY,
+    Application,
+    Receive,
+    RequestContext,
+    RequestMiddleware,
+    Scope,
+    Send,
+)
 from service.openapi import OPERATIONS, openapi_document
 from service.recall import Recalled, RecallService
 from service.schemas import EVENT, EVENTS, RECALL_BATCH_REQUEST, RECALL_REQUEST, RecallRequest, Refused
 
 Handler = Callable[[Request], Awaitable[Response]]
 TITLE = "T2Diff recall"
+_JSON = "application/json"
 PUBLIC_LABELS = {
     "/recall": "recall",
     "/recall/batch": "recall_batch",
@@ -43,7 +52,8 @@ ADMIN_LABELS = {"/metrics": "metrics", "/admin/reload": "admin"}
 def create_app(service: RecallService) -> Application:
     """What callers see."""
     app = FastAPI(title=TITLE, redoc_url=None)
-    handlers = _Routes(service).handlers()
+    routes = _Routes(service)
+    handlers = routes.handlers()
     for name, operation in OPERATIONS.items():
         app.add_route(operation.path, handlers[name], methods=[operation.method])
     document = openapi_document(
@@ -51,7 +61,8 @@ def create_app(service: RecallService) -> Application:
         {name: inspect.getdoc(handler) or "" for name, handler in handlers.items()},
     )
     app.openapi = lambda: document  # type: ignore[method-assign]
-    return _finished(app, service, PUBLIC_LABELS)
+    _add_error_handlers(app)
+    return _finished(_RecallFirst(app, routes.answer), service, PUBLIC_LABELS)
 
 
 def create_admin_app(service: RecallService, reload: Callable[[], Awaitable[dict[str, Any]]]) -> Application:
@@ -69,7 +80,36 @@ def create_admin_app(service: RecallService, reload: Callable[[], Awaitable[dict
 
     app.add_route("/metrics", metrics, methods=["GET"])
     app.add_route("/admin/reload", admin_reload, methods=["POST"])
+    _add_error_handlers(app)
     return _finished(app, service, ADMIN_LABELS)
+
+
+class _RecallFirst:
+    """POST /recall straight to its handler; everything else, the framework routes.
+
+    Nearly all requests are recalls, and the framework's layers cost more than their whole answer.
+    """
+
+    def __init__(
+        self, app: Application, answer: Callable[[RequestContext, Receive], Awaitable[bytes]]
+    ) -> None:
+        self._app = app
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. What is not a ServiceError is left to the middleware around it."""
+        if scope["type"] != "http" or scope["path"] != "/recall" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        context: RequestContext = scope[SCOPE_KEY]
+        try:
+            body = await self._answer(context, receive)
+        except ServiceError as error:
+            await _refusal(error, context)(scope, receive, send)
+            return
+        headers = [(b"content-length", b"%d" % len(body)), (b"content-type", _JSON.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 class _Routes:
@@ -84,20 +124,23 @@ class _Routes:
 
     async def recall(self, request: Request) -> Response:
         """Candidates for one user."""
-        context = _context(request)
+        return Response(await self.answer(_context(request), request.receive), media_type=_JSON)
+
+    async def answer(self, context: RequestContext, receive: Receive) -> bytes:
+        """The body of POST /recall. Raises ServiceError."""
         deadline = deadline_of(context, self._settings.deadline_ms)
-        asked = parse(RECALL_REQUEST, await self._body(request))
+        asked = parse(RECALL_REQUEST, await self._body(context, receive))
         recalled = await self._service.recall(asked, deadline)
         context.timings = recalled.timings
         context.batch_size = recalled.batch_size
         context.bundle = recalled.bundle
-        return _json(recalled.document(context.request_id))
+        return orjson.dumps(recalled.document(context.request_id))
 
     async def recall_batch(self, request: Request) -> Response:
         """Candidates for up to 256 users, each answered or refused on its own."""
         context = _context(request)
         deadline = deadline_of(context, self._settings.deadline_ms)
-        batch = parse(RECALL_BATCH_REQUEST, await self._body(request))
+        batch = parse(RECALL_BATCH_REQUEST, await self._body(context, request.receive))
         members = [_member(self._service, context, asked, deadline) for asked in batch.requests]
         return _json({"request_id": context.request_id, "responses": await asyncio.gather(*members)})
 
@@ -108,7 +151,7 @@ class _Routes:
         """
         context = _context(request)
         deadline = deadline_of(context, self._settings.deadline_ms)
-        body = await self._body(request)
+        body = await self._body(context, request.receive)
         listed = body.lstrip()[:1] == b"["
         appended = parse(EVENTS, body) if listed else [parse(EVENT, body)]
         accepted = await self._service.append(appended, deadline)
@@ -143,10 +186,10 @@ class _Routes:
             }
         )
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, context: RequestContext, receive: Receive) -> bytes:
         return await read_body(
-            _context(request),
-            request.receive,
+            context,
+            receive,
             max_bytes=self._settings.max_body_bytes,
             timeout_s=self._settings.receive_timeout_s,
         )
@@ -164,8 +207,7 @@ async def _member(
     return {"status": 200, "answer": recalled.document(context.request_id)}
 
 
-def _finished(app: FastAPI, service: RecallService, labels: dict[str, str]) -> Application:
-    _add_error_handlers(app)
+def _finished(app: Application, service: RecallService, labels: dict[str, str]) -> Application:
     log_requests = service.settings.log_requests
     return RequestMiddleware(app, metrics=service.metrics, routes=labels, log_requests=log_requests)
 
@@ -173,12 +215,7 @@ def _finished(app: FastAPI, service: RecallService, labels: dict[str, str]) -> A
 def _add_error_handlers(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
-        return Response(
-            render(error.problem(_context(request).request_id)),
-            status_code=error.status,
-            media_type=CONTENT_TYPE,
-            headers=error.headers,
-        )
+        return _refusal(error, _context(request))
 
     async def routing(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -205,8 +242,17 @@ def _context(request: Request) -> RequestContext:
     return context
 
 
+def _refusal(error: ServiceError, context: RequestContext) -> Response:
+    return Response(
+        render(error.problem(context.request_id)),
+        status_code=error.status,
+        media_type=CONTENT_TYPE,
+        headers=error.headers,
+    )
+
+
 def _json(document: Any) -> Response:
-    return Response(orjson.dumps(document), media_type="application/json")
+    return Response(orjson.dumps(document), media_type=_JSON)
 
 
 def _problem(request: Request, status: int, kind: str, detail: str, *, headers: Any = None) -> Response:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from service.settings import ServiceSettings
 
 MAX_FUTURE_S = 86_400
 """How far ahead of this machine's clock an event may be: it leads its sequence until then."""
+_NONE = StoredSequence([], [])
 
 
 @dataclass(slots=True)
@@ -130,25 +132,25 @@ class RecallService:
         """
         engine = self.engine
         timings: dict[str, float] = {}
-        excluded = set(request.exclude_item_ids)
+        behaviours = _NONE
         try:
             behaviours = await self._behaviours(request, deadline, timings)
-            if request.exclude_seen:
-                excluded.update(behaviours.item_ids)
-            sequence = self._known_sequence(engine, behaviours)
+            known, sequence = self._known_sequence(engine, behaviours)
             if sequence is None:
                 reason = "unknown_items" if behaviours.item_ids else "no_history"
-                recalled = _popular(engine, request, excluded, reason=reason, degraded=False)
+                recalled = _popular(engine, request, behaviours, reason=reason, degraded=False)
             else:
-                recalled = await self._from_model(engine, request, sequence, excluded, deadline, timings)
+                exclude = _excluded_indices(engine, request, known)
+                recalled = await self._from_model(engine, request, sequence, exclude, deadline, timings)
         except StoreUnavailableError as error:
-            recalled = _popular(engine, request, excluded, reason=f"store_{error.reason}", degraded=True)
+            reason = f"store_{error.reason}"
+            recalled = _popular(engine, request, behaviours, reason=reason, degraded=True)
         except EngineFailedError:
-            recalled = _popular(engine, request, excluded, reason="model", degraded=True)
+            recalled = _popular(engine, request, behaviours, reason="model", degraded=True)
         except DeadlineExceededError:
             if self.settings.on_deadline == "error":
                 raise
-            recalled = _popular(engine, request, excluded, reason="deadline", degraded=True)
+            recalled = _popular(engine, request, behaviours, reason="deadline", degraded=True)
         recalled.timings = timings
         self._account(engine, request, recalled)
         return recalled
@@ -196,33 +198,33 @@ class RecallService:
         finally:
             timings["store"] = time.monotonic() - started
             self.metrics.observe_stage("store", timings["store"])
-        return stored or StoredSequence([], [])
+        return stored or _NONE
 
-    def _known_sequence(self, engine: Engine, behaviours: StoredSequence) -> Sequence | None:
-        """What the model can read of it: the latest behaviours with items of this bundle."""
-        index_of = engine.bundle.item_index_of
-        known = [
-            (index_of[item_id], timestamp)
-            for item_id, timestamp in zip(behaviours.item_ids, behaviours.timestamps, strict=True)
-            if item_id in index_of
-        ][-engine.bundle.model.max_length :]
-        if not known:
-            return None
-        item_index, timestamp = np.array(known, dtype=np.int64).T
+    def _known_sequence(
+        self, engine: Engine, behaviours: StoredSequence
+    ) -> tuple[np.ndarray, Sequence | None]:
+        """The items of this bundle in it, and what the model can read of it: the latest of them."""
+        # One pass in C each: this runs for every request, over up to `sequence_max_length` behaviours.
+        found = list(map(engine.bundle.item_index_of.get, behaviours.item_ids, repeat(0)))
+        known, timestamp = np.array(found, np.int64), np.array(behaviours.timestamps, np.int64)  # (N,)
+        if 0 in found:
+            there = known > 0
+            known, timestamp = known[there], timestamp[there]
+        if not len(known):
+            return known, None
         now = int(time.time()) if self.settings.request_time == "now" else UNKNOWN_TIME
-        return Sequence(item_index, timestamp, now)
+        latest = slice(-engine.bundle.model.max_length, None)
+        return known, Sequence(known[latest], timestamp[latest], now)
 
     async def _from_model(
         self,
         engine: Engine,
         request: RecallRequest,
         sequence: Sequence,
-        excluded: set[str],
+        exclude: np.ndarray,
         deadline: Deadline,
         timings: dict[str, float],
     ) -> Recalled:
-        index_of = engine.bundle.item_index_of
-        exclude = np.array([index_of[item_id] for item_id in excluded if item_id in index_of], dtype=np.int64)
         asked = EngineRequest(request.user_id, request.seed, sequence, request.top_k, exclude)
         batched = await self._batcher.submit(engine, asked, deadline)
         answer = batched.answer
@@ -253,9 +255,22 @@ class RecallService:
         )
 
 
+def _excluded_indices(engine: Engine, request: RecallRequest, seen: np.ndarray) -> np.ndarray:
+    """The items of this bundle that must not come back.   seen: (N,) item indices   -> (E,)"""
+    exclude = seen if request.exclude_seen else seen[:0]
+    if not request.exclude_item_ids:
+        return exclude
+    index_of = engine.bundle.item_index_of
+    asked = [index_of[item_id] for item_id in request.exclude_item_ids if item_id in index_of]
+    return np.concatenate([exclude, np.array(asked, np.int64)])
+
+
 def _popular(
-    engine: Engine, request: RecallRequest, excluded: set[str], *, reason: str, degraded: bool
+    engine: Engine, request: RecallRequest, behaviours: StoredSequence, *, reason: str, degraded: bool
 ) -> Recalled:
+    excluded = set(request.exclude_item_ids)
+    if request.exclude_seen:
+        excluded.update(behaviours.item_ids)
     item_ids, scores = popular_candidates(engine.bundle, request.top_k, excluded)
     return Recalled(
         user_id=request.user_id,

@@ -87,7 +87,9 @@ class RecallRequest(_Strict):
     top_k: int = Field(100, ge=1, le=MAX_TOP_K, description="How many candidates.")
     exclude_seen: bool = Field(True, description="Leave out the items of the user's sequence.")
     exclude_item_ids: list[Identifier] = Field(
-        default=[], max_length=MAX_EXCLUDED, description="Items that must not be recalled."
+        default=(),  # type: ignore[arg-type]  # a list would be copied for every request
+        max_length=MAX_EXCLUDED,
+        description="Items that must not be recalled.",
     )
     sequence: list[Behaviour] | None = Field(
         None, max_length=MAX_SEQUENCE, description="Oldest first; used in place of the stored one."

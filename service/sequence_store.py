@@ -20,9 +20,11 @@ import asyncio
 import itertools
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from hiredis import pack_command
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
 from redis.asyncio import BlockingConnectionPool
@@ -179,6 +181,8 @@ class _Guard:
             )
         self._breaker: Any = None
         self._on_trial = False
+        self._kept: list[AbstractConnection] = []
+        self._num_waiting = 0  # calls that wait for the pool
 
     @property
     def state(self) -> str:
@@ -219,16 +223,38 @@ class _Guard:
             ) from None
 
     async def _on_connection(self, command: Callable[[AbstractConnection], Awaitable[Result]]) -> Result:
-        connection = await self._pool.get_connection()
+        connection = await self._take()
+        clean = False
         try:
-            return await command(connection)
+            result = await command(connection)
+            clean = True
+            return result
         except ResponseError:
-            raise  # a complete reply was read: the connection is clean
+            clean = True  # a complete reply was read
+            raise
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
         finally:
-            await self._pool.release(connection)
+            if clean and connection.is_connected and not self._num_waiting:
+                self._kept.append(connection)
+            else:
+                await self._pool.release(connection)
+
+    async def _take(self) -> AbstractConnection:
+        """A connection in working order. One that a call has just left is taken past the pool, whose
+        locks and events cost more than the call itself."""
+        if self._kept:
+            connection = self._kept.pop()
+            with suppress(RedisError, OSError):
+                if connection.is_connected and not await connection.can_read():
+                    return connection
+            await self._pool.release(connection)  # closed by the server, or with a reply nobody asked for
+        self._num_waiting += 1
+        try:
+            return await self._pool.get_connection()
+        finally:
+            self._num_waiting -= 1
 
     async def close(self) -> None:
         await self._pool.aclose()
@@ -252,7 +278,9 @@ _nonces = itertools.count(int.from_bytes(os.urandom(4), "little"))
 async def _call(connection: AbstractConnection, *command: Any) -> Any:
     """Send ECHO nonce and the command together; an answer without its echo is somebody else's."""
     nonce = b"%x" % next(_nonces)
-    await connection.send_packed_command(connection.pack_commands([("ECHO", nonce), command]))
+    commands: list[Any] = [("ECHO", nonce), command]
+    packed = [pack_command(each) for each in commands]  # in C; redis-py's own is not
+    await connection.send_packed_command(packed)
     try:
         echoed = await connection.read_response()
     except ResponseError:

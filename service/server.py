@@ -56,8 +56,8 @@ async def serve(settings: ServiceSettings, *, announce: Callable[[str], None]) -
     ):
         async with _parts(settings) as (service, reloader, redis_shown):
             servers = [
-                _Listener(create_app(service), timeout_s=settings.shutdown_timeout_s),
-                _Listener(create_admin_app(service, reloader.check), timeout_s=1),
+                Listener(create_app(service), timeout_s=settings.shutdown_timeout_s),
+                Listener(create_admin_app(service, reloader.check), timeout_s=1),
             ]
             running = [
                 asyncio.create_task(server.serve(sockets=[listening]))
@@ -128,7 +128,7 @@ async def _reachable(store: SequenceStore) -> bool:
     return False
 
 
-class _Listener(uvicorn.Server):
+class Listener(uvicorn.Server):
     """A uvicorn server that leaves the signals to us: there are two of them."""
 
     def __init__(self, app: Application, *, timeout_s: int) -> None:
@@ -143,6 +143,7 @@ class _Listener(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # nobody here asks who the caller is
                 backlog=2048,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=timeout_s,
@@ -154,7 +155,7 @@ class _Listener(uvicorn.Server):
         yield
 
 
-async def _started(servers: list[_Listener], running: list[asyncio.Task[None]]) -> None:
+async def _started(servers: list[Listener], running: list[asyncio.Task[None]]) -> None:
     while not all(server.started for server in servers):
         await asyncio.wait(running, timeout=0.01, return_when=asyncio.FIRST_COMPLETED)
         for task in running:
@@ -166,7 +167,7 @@ async def _started(servers: list[_Listener], running: list[asyncio.Task[None]]) 
 async def _drain(
     settings: ServiceSettings,
     service: RecallService,
-    servers: list[_Listener],
+    servers: list[Listener],
     running: list[asyncio.Task[None]],
 ) -> None:
     logger.info("stopping: requests in flight are answered first")

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from index_builder.ann import KINDS
+from index_builder import build
+from index_builder.ann import KINDS, build_index
 from index_builder.build import STAGES, build_bundle
 from index_builder.bundle import load_bundle
 from index_builder.canary import canary_mismatch, replay_canary
 from index_builder.candidates import recall_sequences
+from index_builder.clustered_embeddings import generate_embeddings
 from index_builder.embed_items import embed_items, embed_prefixes
 from index_builder.publish import Store
 from index_builder.quality import QualityError
@@ -210,3 +212,15 @@ def test_a_canary_allows_rounding_and_near_ties_but_nothing_else(built):
     assert canary_mismatch(case, ["a", "b", "c"], [2.0, float("nan"), 0.9995])
     assert canary_mismatch(case, ["a", "b"], [2.0, 1.0])
     assert canary_mismatch(case, ["a", "b", "b"], [2.0, 1.0, 1.0])
+
+
+def test_the_overlap_of_a_build_is_that_of_users_that_it_was_not_tuned_on(monkeypatch):
+    items, users = generate_embeddings(2_000, 16, num_users=41)
+    index = build_index(items, kind="ivf_flat")
+    seen = []
+    monkeypatch.setattr(build, "tune", lambda index, queries, target_overlap: seen.append(queries))
+    monkeypatch.setattr(build, "ann_overlap", lambda index, items, queries: seen.append(queries))
+    build._tune_and_measure(index, items, users, 0.9)
+    tuned_on, measured_on = seen
+    assert len(tuned_on) + len(measured_on) == 41
+    assert not {row.tobytes() for row in tuned_on} & {row.tobytes() for row in measured_on}

@@ -16,9 +16,21 @@ import torch
 
 from index_builder import bundle as bundle_module
 from index_builder.bundle import current_bundle, load_bundle
-from index_builder.bundle_files import CANARY, FILES, INDEX, MANIFEST, WEIGHTS, BundleError, check_bundle
+from index_builder.bundle_files import (
+    CANARY,
+    FILES,
+    INDEX,
+    ITEM_EMBEDDINGS,
+    ITEM_IDS,
+    MANIFEST,
+    WEIGHTS,
+    BundleError,
+    check_bundle,
+)
 from index_builder.canary import replay_canary
 from index_builder.candidates import recall_sequences
+from index_builder.embedding_file import map_item_embeddings, write_item_embeddings
+from index_builder.item_ids import write_item_ids
 from model.noise import request_key
 
 FLIPS_PER_FILE = 60
@@ -60,6 +72,24 @@ def test_a_bundle_reads_back_as_it_was_built(built, checkpoint):
         assert len(set(case.candidates)) == len(bundle.item_ids)
 
 
+def test_a_table_that_is_the_item_embeddings_is_stored_and_held_once(built):
+    bundle = load_bundle(built)
+    table = bundle.model.item_table.weight
+    assert bundle.item_embeddings.ctypes.data == table[1:].data_ptr()
+    assert bundle.index.embeddings.ctypes.data == table[1:].data_ptr()
+    assert (built / ITEM_EMBEDDINGS).stat().st_size < 200
+
+
+def test_item_embeddings_that_are_no_table_are_stored_themselves(built, tmp_path, checkpoint):
+    weights = checkpoint.model.state_dict()
+    table = weights["item_table.weight"].numpy()
+    for embeddings in (table[1:] * 2, table[2:], table[1:, :4]):
+        write_item_embeddings(tmp_path / "file", embeddings, weights)
+        found = map_item_embeddings(tmp_path / "file", weights, len(embeddings))
+        np.testing.assert_array_equal(found, embeddings)
+        assert (tmp_path / "file").stat().st_size > embeddings.nbytes
+
+
 def test_the_loaded_bundle_answers_as_the_checkpoint_does(built, checkpoint):
     bundle = load_bundle(str(built) + "/")
     keys = [request_key(7, f"user {number}") for number in range(3)]
@@ -71,7 +101,7 @@ def test_the_loaded_bundle_answers_as_the_checkpoint_does(built, checkpoint):
 
 def test_the_manifest_says_what_the_bundle_is(built, checkpoint):
     manifest = load_bundle(built).manifest
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2
     assert manifest["model"] == {"name": "t2diff", "config": checkpoint.model_config}
     assert manifest["metric"] == "inner_product"
     assert manifest["dataset_id"] == checkpoint.dataset_id
@@ -186,7 +216,7 @@ def test_a_manifest_that_lists_a_path_outside_is_refused(copy, no_parsing, name)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda manifest: manifest.update(format_version=2), "format_version 2, this program reads 1"),
+        (lambda manifest: manifest.update(format_version=1), "format_version 1, this program reads 2"),
         (lambda manifest: manifest.pop("files"), "is not a manifest"),
         (lambda manifest: manifest.update(files=[]), "is not a manifest"),
         (lambda manifest: manifest["files"].pop(INDEX), "is not a manifest"),
@@ -233,15 +263,16 @@ def test_sealed_nonsense_is_a_bundle_error_that_names_the_file(copy, name, data)
         load_bundle(replace_file(copy, name, data))
 
 
-def test_parts_that_do_not_fit_are_refused(copy, make_checkpoint):
-    fewer = json.dumps([f"film-{number}" for number in range(59)]).encode()
+def test_parts_that_do_not_fit_are_refused(copy, tmp_path):
+    write_item_ids(tmp_path / "fewer", [f"film-{number}" for number in range(59)])
     with pytest.raises(BundleError, match="60 embeddings for 59 item ids"):
-        load_bundle(replace_file(copy, "item_ids.json", fewer))
+        load_bundle(replace_file(copy, ITEM_IDS, (tmp_path / "fewer").read_bytes()))
 
 
 def test_repeated_item_ids_are_refused(copy):
+    path = copy / ITEM_IDS
     with pytest.raises(BundleError, match="item ids must be distinct strings"):
-        load_bundle(replace_file(copy, "item_ids.json", json.dumps(["a"] * 60).encode()))
+        load_bundle(replace_file(copy, ITEM_IDS, path.read_bytes().replace(b"film-11", b"film-10")))
 
 
 def test_an_unknown_popular_item_is_refused(copy):

@@ -94,6 +94,13 @@ def test_rollback_walks_back(index, build):
     assert index("rollback", store, "--to", first)[1] == f"rolled back from {second} to {first}\n"
 
 
+def test_a_generated_bundle_is_published_and_verifies(index, tmp_path):
+    status, out, err = index("generate", 700, "--out", tmp_path / "store", "--dim", 8)
+    assert status == 0, err
+    assert "items       700 of 8 dimensions" in out
+    assert "yes: 6 files and 8 canary answers are right" in index("verify", tmp_path / "store")[1]
+
+
 def test_an_index_kind_is_chosen_by_name(index, build):
     store, _ = build("--index-kind", "hnsw")
     assert "hnsw by inner_product" in index("verify", store, "--threads", 1)[1]
@@ -147,6 +154,12 @@ def test_bad_input_is_one_line_and_status_2(index, checkpoint_path, tmp_path):
     )
 
 
+def test_wrong_bench_input_is_one_line_and_status_2(index, tmp_path):
+    assert "items must be whole numbers" in one_line_error(index("bench", "--items", "many"))
+    assert "index kind must be one of flat" in one_line_error(index("bench", "--kinds", "annoy"))
+    assert "no bundle at" in one_line_error(index("bench", "--bundle", tmp_path / "nowhere"))
+
+
 def test_a_damaged_checkpoint_is_one_line_and_status_2(index, checkpoint_path, tmp_path):
     copy = Path(shutil.copytree(checkpoint_path, tmp_path / "copy"))
     for name in ("manifest.json", "model.safetensors"):
@@ -174,7 +187,9 @@ def test_wrong_usage_is_status_2_without_a_traceback(index, arguments):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", [[], ["build"], ["verify"], ["list"], ["publish"], ["rollback"]])
+@pytest.mark.parametrize(
+    "command", [[], ["build"], ["verify"], ["list"], ["publish"], ["rollback"], ["bench"]]
+)
 def test_help_reads_well(index, command):
     status, out, err = index(*command, "--help")
     assert status == 0

@@ -92,6 +92,13 @@ def test_seed_and_run_use_the_same_users(server, tmp_path, command):
         (["seed", "--url", "http://recall.example.com", "--log", "x"], "--allow-remote"),
         (["seed"], "name either --log"),
         (["report", "/nowhere"], "no report in /nowhere"),
+        (["knee", "--engines", "fast"], "engines: 'fast'"),
+        (["knee", "--engines", "floor"], "engines: 'floor' alone"),
+        (["knee", "--server-cpus", "9999"], "server-cpus 9999"),
+        (["knee", "--server-cpus", "all"], "server-cpus 'all'"),
+        (["knee", "--start-rate", "nan"], "rate nan"),
+        (["knee", "--items", "100000000000"], "items 100000000000"),
+        (["compare", "/nowhere", "/nowhere"], "no figures at /nowhere"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, monkeypatch, arguments, message):
@@ -108,4 +115,4 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, monkeypatch, a
 def test_help_names_every_command(command):
     code, out, _ = command("--help")
     assert code == 0
-    assert all(name in out for name in ("run", "seed", "report"))
+    assert all(name in out for name in ("run", "seed", "report", "knee", "compare"))

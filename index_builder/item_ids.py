@@ -1,0 +1,150 @@
+"""The catalogue's keys as a few flat arrays: ten million Python strings would take more than the index.
+
+`ItemIds` is read by position, `ItemIndexOf` by key; both are views of the same mapped file and make a
+string only of what is asked for. The keys' CRC-32 orders them into buckets, so that a lookup looks at one
+or two keys.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from index_builder.mapped_tensors import map_tensors, write_tensors
+
+MAX_DICT_ITEMS = 200_000
+"""Up to this many a plain dict is cheap enough, and six times as fast to ask."""
+
+
+def write_item_ids(path: Path, item_ids: Sequence[str]) -> None:
+    """Write distinct item ids in their order. Raises ValueError when one occurs twice or is no text."""
+    if len(set(item_ids)) != len(item_ids) or not all(isinstance(item_id, str) for item_id in item_ids):
+        raise ValueError("item ids must be distinct strings")
+    keys = [item_id.encode() for item_id in item_ids]
+    offset = np.zeros(len(keys) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, keys), np.int64, len(keys)), out=offset[1:])
+    bucket = np.fromiter(map(zlib.crc32, keys), np.uint32, len(keys)) & np.uint32(_num_buckets(len(keys)) - 1)
+    row = np.argsort(bucket, kind="stable").astype(np.uint32)
+    start = np.searchsorted(bucket[row], np.arange(_num_buckets(len(keys)) + 1, dtype=np.int64))
+    write_tensors(
+        path,
+        {
+            "text": np.frombuffer(b"".join(keys), dtype=np.uint8),
+            "offset": offset,  # (M + 1,) key m is text[offset[m] : offset[m + 1]]
+            "bucket_row": row,  # (M,) rows, bucket by bucket
+            "bucket_start": start.astype(np.uint32),  # where in them each bucket begins
+        },
+    )
+
+
+def read_item_ids(path: Path) -> tuple[ItemIds, Mapping[str, int]]:
+    """Item ids by row, and item index (row + 1) by item id; mapped. Raises ValueError or KeyError."""
+    arrays = map_tensors(path)
+    text, offset, row, start = (arrays[name] for name in ("text", "offset", "bucket_row", "bucket_start"))
+    num_items = len(row)
+    if (
+        (text.dtype, offset.dtype, row.dtype, start.dtype) != (np.uint8, np.int64, np.uint32, np.uint32)
+        or num_items == 0
+        or len(offset) != num_items + 1
+        or len(start) != _num_buckets(num_items) + 1
+        or (offset[0], offset[-1]) != (0, len(text))
+        or (start[0], start[-1]) != (0, num_items)
+        or bool((offset[1:] < offset[:-1]).any())
+        or bool((start[1:] < start[:-1]).any())
+        or int(row.max()) >= num_items
+    ):
+        raise ValueError("item ids and their buckets do not fit together")
+    item_ids = ItemIds(text, offset)
+    if num_items <= MAX_DICT_ITEMS:
+        index_of = {item_id: m + 1 for m, item_id in enumerate(item_ids)}
+        if len(index_of) != num_items:
+            raise ValueError("item ids must be distinct strings")
+        return item_ids, index_of
+    return item_ids, ItemIndexOf(item_ids, row, start)
+
+
+class ItemIds(Sequence[str]):
+    """Item ids by row.   text: (bytes,) uint8, UTF-8   offset: (M + 1,) int64"""
+
+    def __init__(self, text: np.ndarray, offset: np.ndarray) -> None:
+        self._text = memoryview(text.data)
+        self._offset = memoryview(offset.data)
+
+    def __len__(self) -> int:
+        return len(self._offset) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[m] for m in range(*row.indices(len(self)))]
+        if row < 0:
+            row += len(self)
+        if not 0 <= row < len(self):
+            raise IndexError(f"item row {row} of {len(self)}")
+        return str(self.key(row), "utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def key(self, row: int) -> memoryview:
+        """The UTF-8 bytes of a row's item id, not copied."""
+        return self._text[self._offset[row] : self._offset[row + 1]]
+
+
+class ItemIndexOf(Mapping[str, int]):
+    """Item index by item id, without a Python object per item."""
+
+    def __init__(self, item_ids: ItemIds, bucket_row: np.ndarray, bucket_start: np.ndarray) -> None:
+        self._item_ids = item_ids
+        self._row = memoryview(bucket_row.data)
+        self._start = memoryview(bucket_start.data)
+        self._mask = len(bucket_start) - 2
+
+    def get(self, item_id: object, default: int | None = None) -> int | None:  # type: ignore[override]
+        """The item index, or `default` for an id that is none of the catalogue's."""
+        if not isinstance(item_id, str):
+            return default
+        try:
+            key = item_id.encode()
+        except UnicodeEncodeError:
+            return default  # a lone surrogate: no catalogue holds one
+        bucket = zlib.crc32(key) & self._mask
+        for place in range(self._start[bucket], self._start[bucket + 1]):
+            row = self._row[place]
+            if self._item_ids.key(row) == key:
+                return row + 1
+        return default
+
+    def __contains__(self, item_id: object) -> bool:
+        return self.get(item_id) is not None
+
+    def __getitem__(self, item_id: str) -> int:
+        found = self.get(item_id)
+        if found is None:
+            raise KeyError(item_id)
+        return found
+
+    def __len__(self) -> int:
+        return len(self._item_ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._item_ids)
+
+
+def _num_buckets(num_items: int) -> int:
+    """A power of two, at least one bucket per item."""
+    return 1 << max(0, num_items - 1).bit_length()
