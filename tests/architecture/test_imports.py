@@ -37,6 +37,7 @@ IMPORTERS = {
         "model/schedule_figure.py",
         "model/experiments/result_figure.py",
         "loadtest/figure.py",
+        "loadtest/knee_report.py",
     },
     "tensorboard": set(),
 }

@@ -93,7 +93,7 @@ def test_wrong_input_is_one_line_and_exit_code_2_and_writes_nothing(
 
 def test_parameters_and_schedules_are_reported(tmp_path: Path) -> None:
     counted = _run("parameters")
-    assert "189,294" in counted.stdout
+    assert "192,558" in counted.stdout
     drawn = _run("schedules", "--plot", tmp_path / "schedules.png")
     assert drawn.returncode == 0, drawn.stderr
     assert "a = 0.00178, b = 0.1169" in drawn.stdout

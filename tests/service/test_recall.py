@@ -14,6 +14,7 @@ import pytest
 from service.deadline import Deadline
 from service.engine import Engine
 from service.errors import ServiceError
+from service.packed_sequence import StoredSequence
 from service.schemas import RecallRequest
 
 pytestmark = pytest.mark.anyio
@@ -69,6 +70,15 @@ async def test_unknown_items_are_skipped_and_only_unknown_ones_fall_back(start: 
     assert ids(await ask(running, top_k=10, sequence=mixed)) == ids(known)
     unknown = await ask(running, sequence=[{"item_id": "gone", "timestamp": 1}])
     assert (unknown["route"], unknown["reason"], unknown["degraded"]) == ("popular", "unknown_items", False)
+
+
+async def test_a_behaviour_keeps_its_time_when_unknown_items_leave_the_sequence(start: Any) -> None:
+    service = (await start()).service
+    behaviours = StoredSequence(["gone", "i3", "new", "i7"], [1, 20, 300, 4000])
+    known, sequence = service._known_sequence(service.engine, behaviours)
+    index_of = service.engine.bundle.item_index_of
+    assert known.tolist() == sequence.item_index.tolist() == [index_of["i3"], index_of["i7"]]
+    assert sequence.timestamp.tolist() == [20, 4000]
 
 
 async def test_a_given_sequence_is_ordered_by_time_as_the_stored_one_is(start: Any) -> None:

@@ -38,6 +38,19 @@ async def test_appended_events_are_read_back_in_order_of_time_then_arrival(store
     assert await stored(store, "u") == [("z", 5), ("a", 10), ("b", 20), ("c", 20)]
 
 
+async def test_connections_that_the_server_closed_meanwhile_fail_nobody(
+    store: SequenceStore, redis_url: str
+) -> None:
+    await store.append(events("u", ("a", 10)))
+    assert await stored(store, "u") == [("a", 10)]
+    async with redis.Redis.from_url(redis_url) as client:
+        assert await client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes") >= 2
+    await asyncio.sleep(0.1)  # until the news is here
+    assert await stored(store, "u") == [("a", 10)]
+    await store.append(events("u", ("b", 20)))
+    assert await stored(store, "u") == [("a", 10), ("b", 20)]
+
+
 async def test_only_the_newest_behaviours_are_kept(store: SequenceStore) -> None:
     await store.append(events("u", *[(f"i{n}", n) for n in range(1, 9)]))
     assert await stored(store, "u") == [(f"i{n}", n) for n in range(4, 9)]
