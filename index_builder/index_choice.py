@@ -13,8 +13,9 @@ that other work shared, FAISS 1.15.1, d = 64, top 100, overlap 0.99:
 | 108,000 | 998 | 3.2, 5.0 | 3.4, 6.1 | 0.7, 0.7 |
 | 1,000,000 | 9,839 | 10.5, 12.4 | 15.7, 29.1 | |
 
-(× flat one query at a time, then 32 together. The smallest corpora are timed roughly: others ran too.) CUDA: not run; the reasoning is that a GPU reads a million
-fp32 embeddings of d = 64 in a tenth of a millisecond, misses no neighbour and masks exclusions.
+(× flat one query at a time, then 32 together. The small corpora are timed roughly: other work ran too.)
+CUDA: not run; the reasoning is that a GPU reads a million fp32 embeddings of d = 64 in a tenth of a
+millisecond, misses no neighbour and masks exclusions.
 
 `flat_fp16` is twice as fast as `flat` at overlap 0.9996 and half its memory, but slower than the lists
 wherever size matters; it is there for who wants neither lists nor misses.

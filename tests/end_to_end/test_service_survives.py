@@ -120,7 +120,7 @@ def test_a_killed_redis_of_ones_own_is_found_again(with_own: Any, own_redis: Any
 
 
 def test_sigterm_answers_every_request_in_flight_and_exits_cleanly(serve: Any, slow_bundles: Path) -> None:
-    served = serve(slow_bundles, max_batch=1, shutdown_delay_s=0.3)
+    served = serve(slow_bundles, max_batch=1, shutdown_delay_s=0.3, tower_engine="eager")
 
     async def scenario() -> tuple[list[httpx.Response], float]:
         limits = httpx.Limits(max_connections=60)
