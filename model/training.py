@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from model.checkpoint import (
     save_checkpoint,
     write_folder,
 )
+from model.compute_clock import compute_clock
 from model.counted import CountedTower
 from model.data.dataset import Split
 from model.data.windows import TrainingWindows
@@ -81,7 +81,7 @@ class RunState:
     update: int = 0
     best_recall_at_20: float = -1.0
     best_epoch: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of training alone, by compute_clock
     finished: bool = False
 
 
@@ -142,6 +142,7 @@ class _Run:
             fused=True,
         )
         self.state = RunState()
+        self.clock = compute_clock(settings.device)
         self.description = {
             "model": model_name,
             "model_config": self.model_config,
@@ -161,9 +162,9 @@ class _Run:
         writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.update or None)
         recall = self.state.best_recall_at_20 if self.state.epoch else None
         if isinstance(self.model, CountedTower) and not self._done():
-            began = time.monotonic()
+            began = self.clock()
             self.model.fit(self.split.train)
-            self.state.seconds = time.monotonic() - began
+            self.state.seconds = self.clock() - began
             self._end_epoch(writer)
             self.state.finished = True
             self._save_state()
@@ -212,9 +213,9 @@ class _Run:
 
         self.model.train()
         while self.state.batch < len(batches):
-            began = time.monotonic()
+            began = self.clock()
             loss = self._update(batches[self.state.batch], num_updates)
-            self.state.seconds += time.monotonic() - began
+            self.state.seconds += self.clock() - began
             loss_sum, loss_count = loss_sum + loss, loss_count + 1
             self.state.batch += 1
             self.state.update += 1

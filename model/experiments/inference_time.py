@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from model.batch import SequenceBatch, collate
+from model.compute_clock import compute_clock
 from model.counted import CountedTower
 from model.data.dataset import EvaluationSet
 from model.noise import Noise, fresh_noise
@@ -28,7 +28,8 @@ def ms_per_sample(model: TwoTower, questions: EvaluationSet, *, device: str = "c
     """
     model.eval()
     answer = _answer(model)
-    clock, wait = _clock(device)
+    clock = compute_clock(device)
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     chosen = np.linspace(0, len(questions) - 1, BATCH_SIZE * NUM_BATCHES).astype(int)
     batches = [
         collate([questions.sequence(int(question)) for question in part], max_length=model.max_length)
@@ -54,9 +55,3 @@ def _answer(model: TwoTower) -> Callable[[SequenceBatch, Noise | None], torch.Te
     if isinstance(model, CountedTower):
         return lambda batch, noise: model.score_all(batch)
     return model.user_embeddings
-
-
-def _clock(device: str) -> tuple[Callable[[], float], Callable[[], None]]:
-    if device.startswith("cuda"):
-        return time.perf_counter, torch.cuda.synchronize
-    return time.process_time, lambda: None
