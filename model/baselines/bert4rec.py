@@ -27,13 +27,12 @@ from torch.nn import functional as F
 
 from model.baselines.attention import attend
 from model.baselines.dense_tower import last_state
-from model.baselines.item_softmax import ItemSoftmax
+from model.baselines.item_table_tower import ItemTableTower
 from model.baselines.settings import check_at_least, check_heads, check_share
 from model.batch import PADDING_INDEX, SequenceBatch
 from model.dropout import Dropout
 from model.noise import Noise
 from model.small_embedding import SmallEmbedding
-from model.two_tower import TwoTower
 
 
 @dataclass(frozen=True)
@@ -59,22 +58,13 @@ class BERT4RecConfig:
             raise ValueError(f"mask_last_share must be in [0, 1], got {self.mask_last_share}")
 
 
-class BERT4Rec(TwoTower):
+class BERT4Rec(ItemTableTower):
     """The user tower is the transformer, the item tower the embedding table."""
 
     def __init__(self, config: BERT4RecConfig, num_items: int) -> None:
-        super().__init__()
+        super().__init__(config, num_items)
         self.config = config
-        self.num_items = num_items
-        self.max_length = config.max_length
-        self.embedding_dim = config.embedding_dim
         dim = config.embedding_dim
-        self.items = ItemSoftmax(
-            num_items,
-            dim,
-            max_full_softmax_items=config.max_full_softmax_items,
-            num_negatives=config.num_negatives,
-        )
         self.mask_token = nn.Parameter(torch.empty(dim))
         nn.init.normal_(self.mask_token, std=0.02)
         self.position = SmallEmbedding(config.max_length + 1, dim)
@@ -93,19 +83,11 @@ class BERT4Rec(TwoTower):
         appended = torch.zeros_like(item_index, dtype=torch.bool).scatter(1, batch.length[:, None], True)
         return last_state(self.states(item_index, appended), batch.length + 1)
 
-    def item_embeddings(self) -> torch.Tensor:
-        """(M, D) of item indices 1..M."""
-        return self.items.item_embeddings()
-
     def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """The Cloze loss (Eq. 8): the mean over masked positions of -log P(the true item)."""
         item_index, maskable = cloze_sequence(batch)
         masked = self.draw_mask(maskable, batch.length)
         return self.items.loss(self.states(item_index, masked)[masked], item_index[masked])
-
-    def observe_item_counts(self, counts: torch.Tensor) -> None:
-        """For the sampled softmax."""
-        self.items.observe_item_counts(counts)
 
     # --- the parts ------------------------------------------------------------------------------
 

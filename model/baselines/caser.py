@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.baselines.dense_tower import DenseTower
-from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
 from model.dropout import Dropout
@@ -72,18 +71,9 @@ class Caser(DenseTower):
     """The user tower is the convolutions, the item tower the embedding table."""
 
     def __init__(self, config: CaserConfig, num_items: int) -> None:
-        super().__init__()
+        super().__init__(config, num_items)
         self.config = config
-        self.num_items = num_items
-        self.max_length = config.max_length
-        self.embedding_dim = config.embedding_dim
         dim = config.embedding_dim
-        self.items = ItemSoftmax(
-            num_items,
-            dim,
-            max_full_softmax_items=config.max_full_softmax_items,
-            num_negatives=config.num_negatives,
-        )
         if config.output_items == "own":
             self.output_table = nn.Embedding(num_items + 1, dim, padding_idx=0)  # W'
             nn.init.normal_(self.output_table.weight[1:], std=0.02)

@@ -30,7 +30,6 @@ import torch
 from torch import nn
 
 from model.baselines.dense_tower import DenseTower, last_state
-from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.pause import PauseEmbedding
 from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
@@ -67,19 +66,9 @@ class ComiRec(DenseTower):
     """Self-attentive interests, each an average of the behaviours' embeddings."""
 
     def __init__(self, config: ComiRecConfig, num_items: int) -> None:
-        super().__init__()
+        super().__init__(config, num_items, normalize_inputs=config.normalize_inputs)
         self.config = config
-        self.num_items = num_items
-        self.max_length = config.max_length
-        self.embedding_dim = config.embedding_dim
         self.num_routes = config.num_interests
-        self.items = ItemSoftmax(
-            num_items,
-            config.embedding_dim,
-            max_full_softmax_items=config.max_full_softmax_items,
-            num_negatives=config.num_negatives,
-            normalize_inputs=config.normalize_inputs,
-        )
         self.position_table = SmallEmbedding(config.max_length, config.embedding_dim)
         nn.init.normal_(self.position_table.weight, std=0.02)
         self.of_score = nn.Sequential(

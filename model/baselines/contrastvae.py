@@ -29,7 +29,6 @@ from torch.nn import functional as F
 
 from model.baselines.dense_tower import DenseTower
 from model.baselines.encoder import Encoder, causal
-from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.settings import check_at_least, check_choice, check_heads, check_share
 from model.batch import SequenceBatch
 from model.dropout import Dropout
@@ -78,17 +77,8 @@ class ContrastVAE(DenseTower):
     num_updates: torch.Tensor  # () how many batches have been trained on
 
     def __init__(self, config: ContrastVAEConfig, num_items: int) -> None:
-        super().__init__()
+        super().__init__(config, num_items)
         self.config = config
-        self.num_items = num_items
-        self.max_length = config.max_length
-        self.embedding_dim = config.embedding_dim
-        self.items = ItemSoftmax(
-            num_items,
-            config.embedding_dim,
-            max_full_softmax_items=config.max_full_softmax_items,
-            num_negatives=config.num_negatives,
-        )
         self.position_table = SmallEmbedding(config.max_length, config.embedding_dim)
         nn.init.normal_(self.position_table.weight, std=0.02)
         self.norm = nn.LayerNorm(config.embedding_dim)

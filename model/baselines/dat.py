@@ -28,7 +28,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.baselines.dense_tower import DenseTower
-from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
 from model.dropout import Dropout
@@ -72,19 +71,9 @@ class DAT(DenseTower):
     recency: torch.Tensor  # (max_length,) how much a behaviour so far back counts, before a softmax
 
     def __init__(self, config: DATConfig, num_items: int) -> None:
-        super().__init__()
+        super().__init__(config, num_items, normalize_inputs=True)
         self.config = config
-        self.num_items = num_items
-        self.max_length = config.max_length
-        self.embedding_dim = config.embedding_dim
         dim = config.embedding_dim
-        self.items = ItemSoftmax(
-            num_items,
-            dim,
-            max_full_softmax_items=config.max_full_softmax_items,
-            num_negatives=config.num_negatives,
-            normalize_inputs=True,
-        )
         self.augmented_item = nn.Embedding(num_items + 1, dim, padding_idx=0)  # a_v
         nn.init.normal_(self.augmented_item.weight, std=0.02)
         self.augment_user = _network(dim, config)  # pooled sequence -> a_u

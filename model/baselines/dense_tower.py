@@ -1,7 +1,6 @@
 """What the causal sequence models share: one state for each position, each asked for the next item.
 
-A subclass sets `self.items` and the contract's sizes, and writes `states`; dense training, the
-serving position, the item table and the choice of softmax are the same for all of them.
+A subclass writes `states`; dense training and the serving position are the same for all of them.
 """
 
 from __future__ import annotations
@@ -10,16 +9,13 @@ from abc import abstractmethod
 
 import torch
 
-from model.baselines.item_softmax import ItemSoftmax
+from model.baselines.item_table_tower import ItemTableTower
 from model.batch import SequenceBatch
 from model.noise import Noise
-from model.two_tower import TwoTower
 
 
-class DenseTower(TwoTower):
+class DenseTower(ItemTableTower):
     """A user tower that reads a sequence from left to right; state j knows behaviours up to j only."""
-
-    items: ItemSoftmax
 
     @abstractmethod
     def states(self, batch: SequenceBatch) -> torch.Tensor:
@@ -28,10 +24,6 @@ class DenseTower(TwoTower):
     def user_embedding(self, batch: SequenceBatch, noise: Noise | None = None) -> torch.Tensor:
         """(B, D) the state after the last behaviour."""
         return last_state(self.states(batch), batch.length)
-
-    def item_embeddings(self) -> torch.Tensor:
-        """(M, D) of item indices 1..M."""
-        return self.items.item_embeddings()
 
     def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """The loss of every position that has a target."""
@@ -45,10 +37,6 @@ class DenseTower(TwoTower):
         user: (P, D)   target: (P,) item indices in 1..M
         """
         return self.items.loss(user, target)
-
-    def observe_item_counts(self, counts: torch.Tensor) -> None:
-        """For the sampled softmax."""
-        self.items.observe_item_counts(counts)
 
 
 def last_state(states: torch.Tensor, length: torch.Tensor) -> torch.Tensor:

@@ -31,14 +31,13 @@ from torch import nn
 
 from model.baselines.dense_tower import last_state
 from model.baselines.encoder import Encoder, causal
-from model.baselines.item_softmax import ItemSoftmax
+from model.baselines.item_table_tower import ItemTableTower
 from model.baselines.settings import check_at_least, check_choice, check_heads, check_share
 from model.batch import SequenceBatch
 from model.diffusion import diffuse, reverse_step, sample_steps, strided_steps
 from model.dropout import Dropout
 from model.noise import Noise, fresh_noise
 from model.noise_schedule import NoiseSchedule
-from model.two_tower import TwoTower
 from model.unet1d import step_embedding
 
 Supervision = Literal["dense", "last"]
@@ -77,23 +76,15 @@ class DiffuRecConfig:
             )
 
 
-class DiffuRec(TwoTower):
+class DiffuRec(ItemTableTower):
     """The approximator (a transformer told of step and noised target) and the item table."""
 
     def __init__(self, config: DiffuRecConfig, num_items: int) -> None:
-        super().__init__()
+        super().__init__(config, num_items)
         self.config = config
-        self.num_items = num_items
-        self.max_length = config.max_length
-        self.embedding_dim = self.noise_dim = config.embedding_dim
+        self.noise_dim = config.embedding_dim
         self.num_steps = config.num_steps
         self.schedule = truncated_linear_schedule(config.num_steps)
-        self.items = ItemSoftmax(
-            num_items,
-            config.embedding_dim,
-            max_full_softmax_items=config.max_full_softmax_items,
-            num_negatives=config.num_negatives,
-        )
         self.norm = nn.LayerNorm(config.embedding_dim)
         self.embedding_dropout = Dropout(config.embedding_dropout)
         self.of_step = nn.Sequential(
@@ -134,10 +125,6 @@ class DiffuRec(TwoTower):
             )
         return target
 
-    def item_embeddings(self) -> torch.Tensor:
-        """(M, D) of item indices 1..M."""
-        return self.items.item_embeddings()
-
     def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """Cross-entropy of x̂_0 over the items, at every position with a target or at the last one."""
         assert batch.target is not None
@@ -153,10 +140,6 @@ class DiffuRec(TwoTower):
             supervised = batch.target != 0
         predicted = self.approximate(batch, tokens, noised, step)
         return self.items.loss(predicted[supervised], batch.target[supervised])
-
-    def observe_item_counts(self, counts: torch.Tensor) -> None:
-        """For the sampled softmax."""
-        self.items.observe_item_counts(counts)
 
     # --- the parts ------------------------------------------------------------------------------
 

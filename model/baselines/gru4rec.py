@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.baselines.dense_tower import DenseTower
-from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.pause import PauseEmbedding
 from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
@@ -57,17 +56,8 @@ class GRU4Rec(DenseTower):
     """The user tower is the GRU, the item tower the embedding table."""
 
     def __init__(self, config: GRU4RecConfig, num_items: int) -> None:
-        super().__init__()
+        super().__init__(config, num_items)
         self.config = config
-        self.num_items = num_items
-        self.max_length = config.max_length
-        self.embedding_dim = config.embedding_dim
-        self.items = ItemSoftmax(
-            num_items,
-            config.embedding_dim,
-            max_full_softmax_items=config.max_full_softmax_items,
-            num_negatives=config.num_negatives,
-        )
         if config.time_lag:
             self.pause = PauseEmbedding(
                 config.embedding_dim, request_time_dropout=config.request_time_dropout

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from model.baselines.dense_tower import DenseTower
-from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.pause import PauseEmbedding
 from model.baselines.selective_scan import SelectiveStateSpace
 from model.baselines.settings import check_at_least, check_share
@@ -54,17 +53,8 @@ class Mamba4Rec(DenseTower):
     """The user tower (selective state spaces) and the item table."""
 
     def __init__(self, config: Mamba4RecConfig, num_items: int) -> None:
-        super().__init__()
+        super().__init__(config, num_items)
         self.config = config
-        self.num_items = num_items
-        self.max_length = config.max_length
-        self.embedding_dim = config.embedding_dim
-        self.items = ItemSoftmax(
-            num_items,
-            config.embedding_dim,
-            max_full_softmax_items=config.max_full_softmax_items,
-            num_negatives=config.num_negatives,
-        )
         self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.embedding_dim)
         self.layers = nn.ModuleList(MambaLayer(config) for _ in range(config.num_layers))

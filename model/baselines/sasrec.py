@@ -28,7 +28,6 @@ from torch import nn
 
 from model.baselines.attention import attend
 from model.baselines.dense_tower import DenseTower
-from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.pause import PauseEmbedding
 from model.baselines.settings import check_at_least, check_choice, check_heads, check_share
 from model.batch import SequenceBatch
@@ -70,18 +69,8 @@ class SASRec(DenseTower):
     """The user tower is the transformer, the item tower the embedding table."""
 
     def __init__(self, config: SASRecConfig, num_items: int) -> None:
-        super().__init__()
+        super().__init__(config, num_items, normalize_inputs=config.normalize_inputs)
         self.config = config
-        self.num_items = num_items
-        self.max_length = config.max_length
-        self.embedding_dim = config.embedding_dim
-        self.items = ItemSoftmax(
-            num_items,
-            config.embedding_dim,
-            max_full_softmax_items=config.max_full_softmax_items,
-            num_negatives=config.num_negatives,
-            normalize_inputs=config.normalize_inputs,
-        )
         self.input_scale = 1.0 if config.normalize_inputs else math.sqrt(config.embedding_dim)
         if config.positions == "absolute":
             self.position = SmallEmbedding(config.max_length, config.embedding_dim)

@@ -29,7 +29,6 @@ from torch.nn import functional as F
 
 from model.baselines.dense_tower import DenseTower
 from model.baselines.encoder import causal
-from model.baselines.item_softmax import ItemSoftmax
 from model.baselines.settings import check_at_least, check_choice, check_heads, check_share
 from model.batch import SequenceBatch
 from model.dropout import Dropout
@@ -65,18 +64,9 @@ class STOSA(DenseTower):
     """Wasserstein self-attention over Gaussian items; the table's rows are [mean, raw covariance]."""
 
     def __init__(self, config: STOSAConfig, num_items: int) -> None:
-        super().__init__()
+        super().__init__(config, num_items, dim=2 * config.embedding_dim)
         self.config = config
         self.metric = "l2"
-        self.num_items = num_items
-        self.max_length = config.max_length
-        self.embedding_dim = 2 * config.embedding_dim
-        self.items = ItemSoftmax(
-            num_items,
-            2 * config.embedding_dim,
-            max_full_softmax_items=config.max_full_softmax_items,
-            num_negatives=config.num_negatives,
-        )
         self.position_table = SmallEmbedding(config.max_length, 2 * config.embedding_dim)
         nn.init.normal_(self.position_table.weight, std=0.02)
         self.norm_mean = nn.LayerNorm(config.embedding_dim)
