@@ -1,63 +1,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 
 from model.baselines.gru4rec import GRU4Rec, GRU4RecConfig, bpr_loss, top1_loss
 from model.batch import UNKNOWN_TIME, collate
-from model.registry import build_model
-from tests.model.baselines.contract_checks import (
-    NUM_ITEMS,
-    check_contract,
-    check_dense_equals_serving,
-    check_overfits_one_batch,
-    check_padding_never_changes_an_embedding,
-    make_sequences,
-    shake,
-    with_following_targets,
-)
+from tests.model.baselines.tiny_models import make_sequences, shake, tiny_model, with_following_targets
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"num_layers": 2},
-    {"time_lag": True},
-    {"loss": "top1"},
-    {"loss": "bpr"},
-    {"max_full_softmax_items": 5, "num_negatives": 64},
-]
-
-
-def _model(num_items: int = NUM_ITEMS, **settings: Any) -> GRU4Rec:
-    torch.manual_seed(0)
-    tiny = {"embedding_dim": 8, "max_length": 6, "hidden": 16, "dropout": 0.0}
-    model = build_model("gru4rec", {**tiny, **settings}, num_items)
-    assert isinstance(model, GRU4Rec)
-    return model
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_contract(settings: dict[str, Any]) -> None:
-    check_contract(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
-    check_padding_never_changes_an_embedding(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS[:3], ids=str)
-def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: dict[str, Any]) -> None:
-    model = shake(_model(**settings)).eval()
-    assert isinstance(model, GRU4Rec)
-    (whole,) = make_sequences([6])
-    check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
-
-
-def test_overfits_one_batch() -> None:
-    check_overfits_one_batch(_model())
+_model = partial(tiny_model, GRU4Rec)
 
 
 @pytest.mark.parametrize("loss", ["top1", "bpr"])
