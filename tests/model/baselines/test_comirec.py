@@ -9,7 +9,7 @@ import torch
 
 from model.baselines.comirec import ComiRec, ComiRecConfig, select_interest
 from model.batch import collate
-from tests.model.baselines.tiny_models import NUM_ITEMS, make_sequences, shake, tiny_model
+from tests.model.baselines.tiny_models import NUM_ITEMS, learn, make_sequences, shake, tiny_model
 
 _model = partial(tiny_model, ComiRec)
 
@@ -101,11 +101,7 @@ def test_with_several_interests_some_list_begins_with_the_target() -> None:
     target = torch.zeros_like(batch.item_index)
     wanted = torch.tensor([[3], [9], [12], [25]])
     batch = replace(batch, target=target.scatter(1, (batch.length - 1)[:, None], wanted))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(600):
-        optimizer.zero_grad()
-        model.training_loss(batch).backward()
-        optimizer.step()
+    learn(model, batch, updates=600)
     first = (model.user_embeddings(batch) @ model.item_embeddings().T).argmax(dim=-1) + 1  # (B, R)
     assert bool((first == wanted).any(dim=1).all())
 

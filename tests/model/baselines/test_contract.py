@@ -15,6 +15,7 @@ from model.registry import MODELS, build_model
 from model.two_tower import TwoTower
 from tests.model.baselines.tiny_models import (
     NUM_ITEMS,
+    learn,
     make_noise,
     make_sequences,
     shake,
@@ -240,12 +241,7 @@ def test_overfits_one_batch(name: str, overfit: Overfit) -> None:
     model = _model(name, overfit.settings)
     sequences = make_sequences([6, 6, 5, 4])
     batch = with_following_targets(collate(sequences, max_length=6), last=[3, 9, 12, 25])
-    optimizer = torch.optim.Adam(model.parameters(), lr=overfit.learning_rate)
-    model.train()
-    for _ in range(overfit.updates):
-        optimizer.zero_grad()
-        model.training_loss(batch).backward()
-        optimizer.step()
+    learn(model, batch, updates=overfit.updates, learning_rate=overfit.learning_rate)
     model.eval()
     assert _best_items(model, batch) == [3, 9, 12, 25]
 

@@ -10,6 +10,7 @@ from model.baselines.dat import DAT, DATConfig, mimic_loss
 from model.batch import collate
 from tests.model.baselines.tiny_models import (
     NUM_ITEMS,
+    learn,
     make_sequences,
     shake,
     tiny_model,
@@ -124,11 +125,7 @@ def test_training_lets_the_augmented_vectors_find_the_other_side() -> None:
     model = _model(temperature=0.2)
     batch = with_following_targets(collate(make_sequences([6, 6, 5, 4]), max_length=6), last=[3, 9, 12, 25])
     assert batch.target is not None
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(300):
-        optimizer.zero_grad()
-        model.training_loss(batch).backward()
-        optimizer.step()
+    learn(model, batch, updates=300)
     supervised = batch.target != 0
     user, augmented = model.user_and_augmented(batch)
     item = model.item_vectors(batch.target[supervised])

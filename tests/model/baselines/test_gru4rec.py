@@ -8,7 +8,7 @@ import torch
 
 from model.baselines.gru4rec import GRU4Rec, GRU4RecConfig, bpr_loss, top1_loss
 from model.batch import UNKNOWN_TIME, collate
-from tests.model.baselines.tiny_models import make_sequences, shake, tiny_model, with_following_targets
+from tests.model.baselines.tiny_models import learn, make_sequences, shake, tiny_model, with_following_targets
 
 _model = partial(tiny_model, GRU4Rec)
 
@@ -21,11 +21,7 @@ def test_ranking_losses_put_each_target_before_the_other_examples_targets(loss: 
         torch.nn.init.normal_(parameter, std=0.3)
     batch = with_following_targets(collate(make_sequences([6, 6, 5, 4]), max_length=6), last=[3, 9, 12, 25])
     assert batch.target is not None
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(400):
-        optimizer.zero_grad()
-        model.training_loss(batch).backward()
-        optimizer.step()
+    learn(model, batch, updates=400)
     targets = batch.target[batch.target != 0].unique()
     scores = model.user_embedding(batch) @ model.items.item_table(targets).T
     assert targets[scores.argmax(dim=1)].tolist() == [3, 9, 12, 25]

@@ -82,3 +82,13 @@ def shake(model: Model) -> Model:
         if name.endswith("seen"):
             buffer.fill_(True)
     return model
+
+
+def learn(model: TwoTower, batch: SequenceBatch, *, updates: int, learning_rate: float = 1e-2) -> None:
+    """Train on one batch, again and again."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    model.train()
+    for _ in range(updates):
+        optimizer.zero_grad()
+        model.training_loss(batch).backward()
+        optimizer.step()
