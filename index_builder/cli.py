@@ -270,3 +270,7 @@ def _recall_at_20(manifest: dict[str, Any]) -> str:
     names = sorted(name for name in metrics if name.rpartition("/")[2] == "recall_at_20")
     names.sort(key=lambda name: not name.startswith("validation"))
     return f"{metrics[names[0]]:.4f}" if names else "-"
+
+
+if __name__ == "__main__":
+    main()

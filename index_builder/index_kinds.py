@@ -114,6 +114,16 @@ def _set_ef_search(index: Any, width: int) -> None:
     index.hnsw.efSearch = width
 
 
+_INVERTED_FILE: dict[str, Any] = {
+    "form": lambda dim, metric: (index_dim(dim, metric), faiss_metric(metric)),
+    "prepare": extended_queries,
+    "get_width": lambda index: index.nprobe,
+    "set_width": _set_nprobe,
+    "max_width": lambda index: index.nlist,
+    "parameters": lambda width, fetch, selector: faiss.SearchParametersIVF(nprobe=width, sel=selector),
+}
+"""How every kind that searches the lists of the nearest centroids is queried."""
+
 KINDS: dict[str, Kind] = {
     "flat": Kind(_make_flat, faiss.IndexFlat, exact=True, holds_items=False, masks=False, on_gpu=True),
     "flat_fp16": Kind(_make_flat_fp16, faiss.IndexScalarQuantizer, exact=True, on_gpu=True),
@@ -122,24 +132,14 @@ KINDS: dict[str, Kind] = {
         _make_ivf_flat,
         faiss.IndexIVFFlat,
         on_gpu=True,
-        form=lambda dim, metric: (index_dim(dim, metric), faiss_metric(metric)),
-        prepare=extended_queries,
-        get_width=lambda index: index.nprobe,
-        set_width=_set_nprobe,
-        max_width=lambda index: index.nlist,
-        parameters=lambda width, fetch, selector: faiss.SearchParametersIVF(nprobe=width, sel=selector),
+        **_INVERTED_FILE,
     ),
     "ivf_pq_fs": Kind(
         _make_ivf_pq_fs,
         faiss.IndexIVFPQFastScan,
         rescored=3,
-        form=lambda dim, metric: (index_dim(dim, metric), faiss_metric(metric)),
-        prepare=extended_queries,
         min_items=256,
-        get_width=lambda index: index.nprobe,
-        set_width=_set_nprobe,
-        max_width=lambda index: index.nlist,
-        parameters=lambda width, fetch, selector: faiss.SearchParametersIVF(nprobe=width, sel=selector),
+        **_INVERTED_FILE,
     ),
     "hnsw": Kind(
         make_hnsw,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,9 +13,9 @@ from typing import Annotated
 
 import psutil
 import typer
-from rich.console import Console
 
 from loadtest.arrivals import check_schedule
+from loadtest.command_options import JsonFile, ReportFolder, err, this_command, write_figures
 from loadtest.errors import LoadtestError
 from loadtest.generator import MAX_CONNECTIONS
 from loadtest.knee_bench import FLOOR, VARIANTS, Figures, KneeBench, knee_figures
@@ -28,7 +26,6 @@ from loadtest.target import describe_hardware, describe_service, git_commit
 
 _DIM = 64
 _COPIES = 4  # of the item embeddings that making a bundle holds at once
-_err = Console(stderr=True, highlight=False)
 
 
 def knee(
@@ -53,13 +50,8 @@ def knee(
     rounds: Annotated[int, typer.Option(min=1, help="Turns in which each knee is found.")] = 2,
     users: Annotated[int, typer.Option(min=1, max=999_999, help="Users that are asked for.")] = 1000,
     events_per_user: Annotated[int, typer.Option(min=1, max=1000, help="Events of each.")] = 50,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here too, flat.", show_default=False)
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder that a dated report is put into.", show_default=False, file_okay=False),
-    ] = None,
+    json_file: JsonFile = None,
+    out: ReportFolder = None,
 ) -> None:
     """Start the service on each tower engine, find what it holds, and what it adds to tower and search.
 
@@ -93,7 +85,7 @@ def knee(
         stack.enter_context(on_cpus(on_generator))
         _seed(services, store, users, events_per_user)
         about = _about(services)
-        bench = KneeBench(settings, p99_limit_ms=p99_limit_ms, max_rate=max_rate, say=_err.print)
+        bench = KneeBench(settings, p99_limit_ms=p99_limit_ms, max_rate=max_rate, say=err.print)
         knees = bench.run(services, start_rate=start_rate, rounds=rounds)
         figures = knee_figures(knees, bench.measured) | about
         figures |= {f"{served.name}_rss_bytes": served.memory_bytes() for served in services}
@@ -101,7 +93,7 @@ def knee(
     figures |= {f"{name}_limited_by_generator": name in late and name == FLOOR for name in knees}
     figures |= {
         "date": started.isoformat(timespec="seconds"),
-        "command": shlex.join(["t2diff-loadtest", *sys.argv[1:]]),
+        "command": this_command(),
         "commit": git_commit(),
         "cpu": describe_hardware(device=None)["cpu"],
         "server_cpus": ",".join(map(str, on_server)),
@@ -112,8 +104,7 @@ def knee(
     from loadtest.knee_report import knee_report, write_knee_report
 
     typer.echo(knee_report(figures, bench.measured))
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(figures, json_file)
     if out is not None:
         typer.echo(f"- Report: {write_knee_report(figures, bench.measured, out) / 'report.md'}")
 
@@ -125,7 +116,7 @@ def _services(
     with ExitStack() as stack:
         services = []
         for name in names:
-            _err.print(f"starting {name}")
+            err.print(f"starting {name}")
             if name == FLOOR:
                 running = started_floor(top_k, cpus=cpus, folder=folder / name)
             else:
@@ -169,7 +160,7 @@ def _generate(folder: Path, items: int) -> str:
             f"{free / 2**30:.1f} are free: ask for fewer, or name a finished one by --bundles"
         )
     set_threads(1)  # more, where something else has the other cores, took minutes for a second's work
-    _err.print(f"generating a bundle of {items} items")
+    err.print(f"generating a bundle of {items} items")
     store = Store(folder)
     store.publish(generate_bundle(store, num_items=items, dim=_DIM))
     return str(folder)

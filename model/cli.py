@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from model.checkpoint import load_checkpoint
-from model.command_options import Device, SplitName, Threads, choose_device, split_log
+from model.command_options import (
+    Device,
+    ModelSettings,
+    SplitName,
+    Threads,
+    choose_device,
+    figure,
+    parse_settings,
+    split_log,
+)
 from model.data.dataset import EvaluationSet, Split
 from model.data.interactions import DataError, Interactions
 from model.data.rules import render_report
@@ -24,10 +32,9 @@ from model.experiments.commands import compare_command, search_command, training
 from model.experiments.job_pool import JobError
 from model.log_options import reads_log
 from model.noise_schedule import BETA_SHAPES, NoiseSchedule, exponential_constants
-from model.registry import MODELS, build_model, complete_config
+from model.registry import MODELS, build_model
 from model.schedule_figure import plot_schedules
-from model.training import Progress as TrainingProgress
-from model.training import TrainingSettings, train
+from model.train_command import train_command
 
 app = typer.Typer(
     help="Train and evaluate recall models on interaction logs.",
@@ -36,10 +43,6 @@ app = typer.Typer(
     add_completion=False,
 )
 err = Console(stderr=True)
-
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Model setting as name=value; may be given several times.")
-]
 
 
 @app.command("inspect")
@@ -65,82 +68,7 @@ def synthesize(
     print(f"wrote {len(log.timestamp):,} interactions of {users:,} users with {items:,} items to {out}")
 
 
-@app.command("train")
-@reads_log
-def train_command(
-    log: Interactions,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    model: Annotated[str, typer.Option(help="Model to train: " + ", ".join(MODELS) + ".")] = "t2diff",
-    settings: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    split: SplitName = "leave-one-out",
-    epochs: Annotated[int, typer.Option(help="Most epochs; early stopping may end before.")] = 20,
-    batch_size: Annotated[int, typer.Option(help="Windows in a batch.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 2e-3,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
-    targets_per_window: Annotated[
-        int | None,
-        typer.Option(help="Supervised positions at a window's end; left out: all (dense), 1: the paper's."),
-    ] = None,
-    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better Recall@20.")] = 3,
-    validation_users: Annotated[int, typer.Option(help="Users asked after each epoch.")] = 2_000,
-    seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
-    device: Device = "auto",
-    threads: Threads = 1,
-) -> None:
-    """Train a model; its best checkpoint is left in OUT/checkpoint."""
-    config = dataclasses.asdict(complete_config(model, _parse_settings(settings)))
-    err.print(render_report(log.report))
-    training = TrainingSettings(
-        epochs=epochs,
-        batch_size=batch_size,
-        targets_per_window=targets_per_window,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        patience=patience,
-        validation_users=validation_users,
-        seed=seed,
-        device=choose_device(device),
-        num_threads=threads,
-    )
-    with Progress(
-        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]}  recall@20 {task.fields[recall]} (best {task.fields[best]})"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=True, compact=True),
-        console=err,
-    ) as bar:
-        task = bar.add_task("", total=None, epoch=0, epochs=epochs, loss="-", recall="-", best="-")
-
-        def show(progress: TrainingProgress) -> None:
-            if progress.epoch_ended:  # a line that stays, for logs without a terminal
-                bar.console.print(
-                    f"epoch {progress.epoch}/{epochs}: loss {progress.loss:.4f}, "
-                    f"recall@20 {_figure(progress.recall_at_20)} (best {_figure(progress.best_recall_at_20)})"
-                )
-            bar.update(
-                task,
-                total=progress.num_updates,
-                completed=progress.update,
-                epoch=progress.epoch,
-                loss=f"{progress.loss:.3f}",
-                recall=_figure(progress.recall_at_20),
-                best=_figure(progress.best_recall_at_20),
-            )
-
-        metrics = train(
-            split_log(log, split),
-            model_name=model,
-            model_config=config,
-            settings=training,
-            out=out,
-            resume=resume,
-            on_progress=show,
-        )
-    print(f"trained {model}: checkpoint {out / 'checkpoint'}")
-    print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+app.command("train")(train_command)
 
 
 @app.command("evaluate")
@@ -198,7 +126,7 @@ def evaluate(
         table.add_column(heading, justify="right")
     for cutoff in (2, 20, 10, 100):
         table.add_row(
-            str(cutoff), _figure(metrics[f"recall_at_{cutoff}"]), _figure(metrics[f"mrr_at_{cutoff}"])
+            str(cutoff), figure(metrics[f"recall_at_{cutoff}"]), figure(metrics[f"mrr_at_{cutoff}"])
         )
     Console().print(table)
     if json_out is not None:
@@ -211,10 +139,10 @@ def evaluate(
 def parameters(
     model: Annotated[str, typer.Option(help="Model: " + ", ".join(MODELS) + ".")] = "t2diff",
     items: Annotated[int, typer.Option(help="Catalogue size M.")] = 3_706,
-    settings: Settings = None,
+    settings: ModelSettings = None,
 ) -> None:
     """Print how many parameters a model has, part by part."""
-    built = build_model(model, _parse_settings(settings), items)
+    built = build_model(model, parse_settings(settings), items)
     table = Table(title=f"{model}, {items:,} items")
     table.add_column("part")
     table.add_column("parameters", justify="right")
@@ -280,19 +208,5 @@ def _part(split: Split, name: str) -> EvaluationSet:
     return split.validation if name == "validation" else split.test
 
 
-def _parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """["kl_weight=10", "readout=mean"] -> {"kl_weight": 10, "readout": "mean"}"""
-    values: dict[str, Any] = {}
-    for setting in settings or []:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes name=value, got {setting!r}")
-        try:
-            values[name] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name] = text
-    return values
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ SPLITS = {"leave-one-out": leave_one_out, "global-time": global_time}
 SplitName = Annotated[str, typer.Option("--split", help=" or ".join(SPLITS) + ".")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of the mathematics.")]
+ModelSettings = Annotated[
+    list[str] | None, typer.Option("--set", help="Model setting as name=value; may be given several times.")
+]
 
 
 def split_log(log: Interactions, name: str) -> Split:
@@ -34,3 +38,22 @@ def choose_device(name: str) -> str:
     if name not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu, cuda or auto, got {name!r}")
     return name
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """["kl_weight=10", "readout=mean"] -> {"kl_weight": 10, "readout": "mean"}"""
+    values: dict[str, Any] = {}
+    for setting in settings or []:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes name=value, got {setting!r}")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values
+
+
+def figure(value: float | None) -> str:
+    """A metric as it is printed."""
+    return "-" if value is None else f"{value:.4f}"

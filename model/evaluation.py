@@ -6,7 +6,7 @@ the target's counts as ranked before it, so that a model that scores everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -59,40 +59,58 @@ def rank_targets(
     max_queries: evaluate an evenly spread part only   on_batch: told the number of queries done
     -> (Q,) int64, 1 being first
     """
-    was_training = model.training
-    model.eval()
-    score = scorer_of(model)
-    generator = torch.Generator(device=device).manual_seed(seed)
     queries = np.arange(len(evaluation))
     if max_queries is not None and max_queries < len(queries):
         queries = np.linspace(0, len(queries) - 1, max_queries).astype(int)
     ranks = []
+    for scores, target, sequences in score_in_batches(
+        model,
+        evaluation,
+        queries,
+        device=device,
+        batch_size=batch_size,
+        seed=seed,
+        hide_request_time=hide_request_time,
+        on_batch=on_batch,
+    ):
+        if mask_seen:
+            mask_seen_items(scores, sequences, target)
+        ranks.append(rank_of(scores, target).cpu().numpy())
+    return np.concatenate(ranks)
+
+
+def score_in_batches(
+    model: TwoTower,
+    evaluation: EvaluationSet,
+    queries: np.ndarray,
+    *,
+    device: str,
+    batch_size: int,
+    seed: int,
+    hide_request_time: bool,
+    on_batch: Callable[[int], None] | None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[UserSequence]]]:
+    """Every item's score for each of `queries`, batch by batch; for callers in inference mode.
+
+    -> scores (B, M), the targets' columns in them (B,), the sequences that were read. Each batch counts
+    as done, and the model is put back into training mode, when the caller asks for what comes next.
+    """
+    was_training = model.training
+    model.eval()
+    score = _scorer_of(model)
+    generator = torch.Generator(device=device).manual_seed(seed)
     for first in range(0, len(queries), batch_size):
         chosen = queries[first : first + batch_size]
         sequences = [evaluation.sequence(int(query)) for query in chosen]
         if hide_request_time:
             sequences = [sequence._replace(request_time=UNKNOWN_TIME) for sequence in sequences]
         batch = collate(sequences, max_length=model.max_length).to(device)
-        scores = score(batch, noise_for(model, batch, generator))  # (B, M)
+        scores = score(batch, _noise_for(model, batch, generator))  # (B, M)
         target = torch.as_tensor(evaluation.target[chosen], dtype=torch.long, device=device) - 1
-        if mask_seen:
-            mask_seen_items(scores, sequences, target)
-        ranks.append(rank_of(scores, target).cpu().numpy())
+        yield scores, target, sequences
         if on_batch is not None:
             on_batch(first + len(chosen))
     model.train(was_training)
-    return np.concatenate(ranks)
-
-
-def scorer_of(model: TwoTower) -> Callable[[SequenceBatch, Noise | None], torch.Tensor]:
-    """How `model` scores all M items for a batch: by its embeddings, or as a counted model says itself.
-
-    The item embeddings are computed here, once.   -> score(batch, noise) -> (B, M), larger being better
-    """
-    if isinstance(model, CountedTower):
-        return lambda batch, noise: model.score_all(batch)
-    items = model.item_embeddings()  # (M, D)
-    return lambda batch, noise: score_items(model.user_embeddings(batch, noise), items, model.metric)
 
 
 def score_items(user: torch.Tensor, items: torch.Tensor, metric: str) -> torch.Tensor:
@@ -108,15 +126,6 @@ def score_items(user: torch.Tensor, items: torch.Tensor, metric: str) -> torch.T
     return best
 
 
-def noise_for(model: TwoTower, batch: SequenceBatch, generator: torch.Generator) -> Noise | None:
-    """Fresh noise for one batch of a model that draws some: (B * R, N, D) a step."""
-    if not model.num_steps:
-        return None
-    num_rows, length = batch.item_index.shape
-    shape = (num_rows * model.num_routes, length, model.noise_dim)
-    return fresh_noise(shape, generator.device, generator)
-
-
 def rank_of(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """(B, M), (B,) -> (B,); NaN scores rank a target last."""
     of_target = scores.gather(1, target[:, None])
@@ -129,3 +138,23 @@ def mask_seen_items(scores: torch.Tensor, sequences: list[UserSequence], target:
     for row, sequence in enumerate(sequences):
         seen = torch.as_tensor(np.unique(sequence.item_index), dtype=torch.long, device=scores.device) - 1
         scores[row, seen[seen != target[row]]] = float("-inf")
+
+
+def _scorer_of(model: TwoTower) -> Callable[[SequenceBatch, Noise | None], torch.Tensor]:
+    """How `model` scores all M items for a batch: by its embeddings, or as a counted model says itself.
+
+    The item embeddings are computed here, once.   -> score(batch, noise) -> (B, M), larger being better
+    """
+    if isinstance(model, CountedTower):
+        return lambda batch, noise: model.score_all(batch)
+    items = model.item_embeddings()  # (M, D)
+    return lambda batch, noise: score_items(model.user_embeddings(batch, noise), items, model.metric)
+
+
+def _noise_for(model: TwoTower, batch: SequenceBatch, generator: torch.Generator) -> Noise | None:
+    """Fresh noise for one batch of a model that draws some: (B * R, N, D) a step."""
+    if not model.num_steps:
+        return None
+    num_rows, length = batch.item_index.shape
+    shape = (num_rows * model.num_routes, length, model.noise_dim)
+    return fresh_noise(shape, generator.device, generator)

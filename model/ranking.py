@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model.batch import UNKNOWN_TIME, collate
 from model.data.dataset import EvaluationSet
-from model.evaluation import mask_seen_items, noise_for, rank_of, scorer_of
+from model.evaluation import mask_seen_items, rank_of, score_in_batches
 from model.two_tower import TwoTower
 
 LIST_LENGTH = 100
@@ -50,28 +49,22 @@ def rank_and_list(
 
     hide_request_time: do not tell when the target came   on_batch: told the number of questions done
     """
-    was_training = model.training
-    model.eval()
-    score = scorer_of(model)
-    generator = torch.Generator(device=device).manual_seed(seed)
     length = min(list_length, model.num_items)
     parts: list[tuple[np.ndarray, ...]] = []
-    for first in range(0, len(questions), batch_size):
-        chosen = range(first, min(first + batch_size, len(questions)))
-        sequences = [questions.sequence(question) for question in chosen]
-        if hide_request_time:
-            sequences = [sequence._replace(request_time=UNKNOWN_TIME) for sequence in sequences]
-        batch = collate(sequences, max_length=model.max_length).to(device)
-        scores = score(batch, noise_for(model, batch, generator))  # (B, M)
-        target = torch.as_tensor(questions.target[first : first + len(chosen)], dtype=torch.long) - 1
-        target = target.to(device)
+    for scores, target, sequences in score_in_batches(
+        model,
+        questions,
+        np.arange(len(questions)),
+        device=device,
+        batch_size=batch_size,
+        seed=seed,
+        hide_request_time=hide_request_time,
+        on_batch=on_batch,
+    ):
         rank, top = rank_of(scores, target), _first(scores, length)
         mask_seen_items(scores, sequences, target)
         answers = (rank, rank_of(scores, target), top, _first(scores, length))
         parts.append(tuple(answer.cpu().numpy() for answer in answers))
-        if on_batch is not None:
-            on_batch(first + len(chosen))
-    model.train(was_training)
     rank_, rank_unseen, top_, top_unseen = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Ranking(rank_, rank_unseen, top_.astype(np.int32), top_unseen.astype(np.int32))
 

@@ -24,7 +24,8 @@ from model.baselines.gru4rec import GRU4Rec, GRU4RecConfig
 from model.baselines.mamba4rec import Mamba4Rec, Mamba4RecConfig
 from model.baselines.sasrec import SASRec, SASRecConfig
 from model.baselines.stosa import STOSA, STOSAConfig
-from model.t2diff import T2Diff, T2DiffConfig
+from model.t2diff import T2Diff
+from model.t2diff_config import T2DiffConfig
 from model.two_tower import TwoTower
 
 MODELS: dict[str, tuple[type, Callable[[Any, int], TwoTower]]] = {

@@ -16,46 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from model.batch import Sequence
-from model.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    current_git_commit,
-    recover_folder,
-    save_checkpoint,
-    write_folder,
-)
+from model.checkpoint import Checkpoint, CheckpointError, current_git_commit, save_checkpoint
 from model.compute_clock import compute_clock
 from model.counted import CountedTower
 from model.data.dataset import Split
 from model.data.windows import TrainingWindows
 from model.evaluation import metrics_of_ranks, rank_targets
 from model.registry import build_model, complete_config
+from model.run_state import RunState, load_state, save_state, saved_state
+from model.training_settings import TrainingSettings, learning_rate_at
 from model.two_tower import TwoTower
 
 NUM_POPULAR = 1_000
 NUM_CANARIES = 8
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train; recorded with the checkpoint."""
-
-    epochs: int = 20
-    batch_size: int = 16  # windows
-    targets_per_window: int | None = None  # None: every position of a window (dense)
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
-    warmup_updates: int = 100
-    max_gradient_norm: float = 1.0
-    patience: int = 3  # validations without a better Recall@20 before stopping
-    validation_users: int = 2_000
-    save_every_updates: int = 200
-    seed: int = 0
-    device: str = "cpu"
-    num_threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,19 +45,6 @@ class Progress:
     recall_at_20: float | None
     best_recall_at_20: float | None
     epoch_ended: bool = False
-
-
-@dataclass
-class RunState:
-    """Where a run stands, apart from tensors."""
-
-    epoch: int = 0  # epochs completed
-    batch: int = 0  # batches completed in the current epoch
-    update: int = 0
-    best_recall_at_20: float = -1.0
-    best_epoch: int = 0
-    seconds: float = 0.0  # of training alone, by compute_clock
-    finished: bool = False
 
 
 def train(
@@ -103,15 +65,6 @@ def train(
     return _Run(split, model_name, model_config, settings, Path(out), resume).go(on_progress)
 
 
-def learning_rate_at(update: int, num_updates: int, settings: TrainingSettings) -> float:
-    """Linear warm-up, then linear decay to a hundredth."""
-    warmup = min(settings.warmup_updates, max(num_updates // 10, 1))
-    if update < warmup:
-        return settings.learning_rate * (update + 1) / warmup
-    share_left = (num_updates - update) / max(num_updates - warmup, 1)
-    return settings.learning_rate * max(share_left, 0.01)
-
-
 class _Run:
     def __init__(
         self,
@@ -128,7 +81,7 @@ class _Run:
         self.model_name = model_name
         self.model_config = dataclasses.asdict(complete_config(model_name, model_config))
         self.model: TwoTower = build_model(model_name, self.model_config, len(split.train.item_ids))
-        self.model.observe_item_counts(torch.from_numpy(self._item_counts()))
+        self.model.observe_item_counts(torch.from_numpy(self.split.train.item_counts()))
         self.model.to(settings.device)
         self.windows = TrainingWindows(
             split.train,
@@ -154,7 +107,11 @@ class _Run:
             "dataset_id": split.train.fingerprint,
             "split": split.name,
         }
-        self._prepare_folder(resume)
+        saved = saved_state(self.out, self.description, resume=resume)
+        if saved is None:
+            self._save_state()
+        else:
+            self.state = load_state(self.out, saved, self.model, self.optimizer, device=settings.device)
 
     def go(self, on_progress: Callable[[Progress], None] | None) -> dict[str, float]:
         from torch.utils.tensorboard import SummaryWriter
@@ -267,63 +224,15 @@ class _Run:
 
     # --- files ----------------------------------------------------------------------------------
 
-    def _prepare_folder(self, resume: bool) -> None:
-        recover_folder(self.out / "state")
-        description_path = self.out / "state" / "run.json"
-        if not description_path.exists():
-            if self.out.exists() and any(self.out.iterdir()):
-                raise ValueError(f"out: {self.out} is not empty and holds no run; choose another folder")
-            self._save_state()
-            return
-        if not resume:
-            raise ValueError(
-                f"out: {self.out} holds a run already; give --resume to go on with it, or another folder"
-            )
-        saved = json.loads(description_path.read_text())
-        ours = json.loads(json.dumps(self.description))
-        different = [key for key in ours if saved["description"][key] != ours[key]]
-        if different:
-            raise ValueError(
-                f"resume: the run in {self.out} was started with another {', '.join(different)}; "
-                "give the same ones, or another --out"
-            )
-        self._load_state(saved["state"])
-
     def _save_state(self) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = value
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.settings.device.startswith("cuda"):
-            tensors["random.cuda"] = torch.cuda.get_rng_state()
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-        record = {"description": self.description, "state": dataclasses.asdict(self.state)}
-
-        def write(folder: Path) -> None:
-            save_file(tensors, folder / "state.safetensors")
-            (folder / "run.json").write_text(json.dumps(record, indent=1))
-
-        write_folder(self.out / "state", write)
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        tensors = load_file(self.out / "state" / "state.safetensors")
-        prefix = "model."
-        self.model.load_state_dict(
-            {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        save_state(
+            self.out,
+            self.state,
+            self.model,
+            self.optimizer,
+            description=self.description,
+            device=self.settings.device,
         )
-        for name, parameter in self.model.named_parameters():
-            start = f"optimizer.{name}."
-            entry = {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}
-            if entry:
-                self.optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device)
-                    for key, value in entry.items()
-                }
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors and self.settings.device.startswith("cuda"):
-            torch.cuda.set_rng_state(tensors["random.cuda"])
-        self.state = RunState(**state)
 
     def _save_best(self, metrics: dict[str, float]) -> None:
         save_checkpoint(
@@ -354,12 +263,8 @@ class _Run:
             raise CheckpointError(f"{self.out} ended without a checkpoint; remove it and train again")
         return dict(json.loads(manifest.read_text())["metrics"])
 
-    def _item_counts(self) -> np.ndarray:
-        """(M,) how often each item occurs in training."""
-        return np.bincount(self.split.train.item_index, minlength=len(self.split.train.item_ids) + 1)[1:]
-
     def _popular(self) -> np.ndarray:
-        counts = self._item_counts()
+        counts = self.split.train.item_counts()
         order = np.argsort(-counts, kind="stable")[:NUM_POPULAR]
         return (order + 1).astype(np.int32)
 

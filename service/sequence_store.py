@@ -1,14 +1,10 @@
-"""The users' sequences in Redis, and the only file that knows redis-py.
+"""The users' sequences in Redis: what is read and appended, and how.
 
-Built around what went wrong with this client before (all measured or on record):
-- no retries, an outer timeout in milliseconds: the client's defaults retried a stopped server for 59 s;
 - a call belongs to the store, not to the request: a cancelled request never abandons a reply;
-- every call echoes a nonce before its answer and every value names its user, so a crossed reply is
-  caught; the connection is then dropped and the read counts as failed;
-- bounded pools that wait no longer than the call may take; reads and writes apart, so that slow
-  writes cannot starve reads;
-- a circuit breaker (one for reads, one for writes): a dead Redis costs microseconds, not timeouts, and
-  one trial at a time finds out that it is back.
+- every value names its user, so a crossed reply is caught; the connection is then dropped and the read
+  counts as failed;
+- reads and writes are guarded apart (`redis_guard.py`: timeout, pool, breaker), so that slow writes
+  cannot starve reads.
 
 Commands used: ECHO, MGET, EVALSHA, EVAL (GET and SET inside the script), PING. One MGET takes several
 keys, so a Redis Cluster needs a proxy or a single shard.
@@ -18,27 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
-
-from hiredis import pack_command
-from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.model import OpenedState
-from redis.asyncio import BlockingConnectionPool
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from typing import Any, NamedTuple
 
 from service.coalescer import Coalescer
 from service.deadline import Deadline
 from service.errors import StoreUnavailableError
 from service.packed_sequence import APPEND_SCRIPT, APPEND_SHA, NotThisUserError, StoredSequence, unpack
+from service.redis_guard import Connection, RedisGuard, call, call_script, ping
 
-Result = TypeVar("Result")
 MAX_WRITES_WAITING = 256
 MAX_USERS_PER_READ = 64
 MAX_USERS_PER_WRITE = 32
@@ -79,17 +64,16 @@ class SequenceStore:
         """on_state: called with (operation, breaker state) whenever a breaker changes."""
         self._options = options
         lanes = max(1, options.max_connections // 4)
-        self._reads = _Guard(
-            "read", _pool(url, lanes, options.read_timeout_ms), options, options.read_timeout_ms, on_state
+        guard = partial(
+            RedisGuard,
+            url=url,
+            breaker_threshold=options.breaker_threshold,
+            breaker_cooldown_ms=options.breaker_cooldown_ms,
+            on_state=on_state,
         )
+        self._reads = guard("read", max_connections=lanes, timeout_ms=options.read_timeout_ms)
         writers = max(1, options.max_connections - lanes)
-        self._writes = _Guard(
-            "write",
-            _pool(url, writers, options.write_timeout_ms),
-            options,
-            options.write_timeout_ms,
-            on_state,
-        )
+        self._writes = guard("write", max_connections=writers, timeout_ms=options.write_timeout_ms)
         self._coalescer: Coalescer[str, StoredSequence | None] = Coalescer(
             self._fetch, max_batch=MAX_USERS_PER_READ, lanes=lanes
         )
@@ -120,7 +104,7 @@ class SequenceStore:
 
     async def ping(self) -> None:
         """One round trip. Raises StoreUnavailableError."""
-        await self._reads.call(_ping)
+        await self._reads.call(ping)
 
     async def close(self) -> None:
         """Let what is on its way end, then close every connection."""
@@ -135,8 +119,8 @@ class SequenceStore:
     async def _fetch(self, user_ids: list[str]) -> list[StoredSequence | Exception | None]:
         keys = [self._key(user_id) for user_id in user_ids]
 
-        async def mget(connection: AbstractConnection) -> list[StoredSequence | Exception | None]:
-            values = await _call(connection, "MGET", *keys)
+        async def mget(connection: Connection) -> list[StoredSequence | Exception | None]:
+            values = await call(connection, "MGET", *keys)
             if not isinstance(values, list) or len(values) != len(keys):
                 raise NotThisUserError("Redis answered another question")
             read = [_read(value, user_id) for value, user_id in zip(values, user_ids, strict=True)]
@@ -153,153 +137,14 @@ class SequenceStore:
             for user_id, of_user in chunk.items():
                 arguments += [user_id, str(len(of_user))]
                 arguments += itertools.chain.from_iterable((str(e.timestamp), e.item_id) for e in of_user)
-            await self._writes.call(partial(_append, num_keys=len(keys), arguments=arguments))
-
-
-class _Guard:
-    """One kind of call: its pool, its breaker, its timeout, and one name for every way to fail."""
-
-    def __init__(
-        self,
-        operation: str,
-        pool: BlockingConnectionPool,
-        options: StoreOptions,
-        timeout_ms: float,
-        on_state: Callable[[str, str], None] | None,
-    ) -> None:
-        self._operation = operation
-        self._pool = pool
-        self._timeout_s = timeout_ms / 1000
-        self._breakers = AsyncCircuitBreakerFactory(
-            default_threshold=options.breaker_threshold,
-            default_ttl=options.breaker_cooldown_ms / 1000,
-            exclude=[ResponseError],  # an answer, though an unwelcome one: the server is there
-        )
-        if on_state is not None:
-            self._breakers.add_listener(
-                lambda name, kind, event: on_state(name, self.state) if kind == "state_changed" else None
+            append = partial(
+                call_script,
+                script=APPEND_SCRIPT,
+                sha=APPEND_SHA,
+                num_keys=len(keys),
+                arguments=arguments,
             )
-        self._breaker: Any = None
-        self._on_trial = False
-        self._kept: list[AbstractConnection] = []
-        self._num_waiting = 0  # calls that wait for the pool
-
-    @property
-    def state(self) -> str:
-        return self._breaker.context.state if self._breaker else "closed"
-
-    async def call(self, command: Callable[[AbstractConnection], Awaitable[Result]]) -> Result:
-        """Run `command` on a connection of its own."""
-        if self._breaker is None:
-            self._breaker = await self._breakers.get_breaker(self._operation)
-        if self._on_trial:
-            raise StoreUnavailableError("breaker_open", "Redis is being tried again after failures")
-        try:
-            async with self._breaker:
-                self._on_trial = self._breaker.context.state == "half-opened"
-                try:
-                    async with asyncio.timeout(self._timeout_s):
-                        return await self._on_connection(command)
-                finally:
-                    self._on_trial = False
-        except OpenedState as error:
-            error.__traceback__ = (
-                None  # the breaker raises one object again and again: it must not collect frames
-            )
-            raise StoreUnavailableError(
-                "breaker_open", "Redis is left alone for a moment after failures"
-            ) from None
-        except TimeoutError:
-            raise StoreUnavailableError("timeout", "Redis did not answer in time") from None
-        except NotThisUserError as error:
-            raise StoreUnavailableError("crossed", str(error)) from None
-        except ResponseError as error:
-            raise StoreUnavailableError(
-                "refused", f"Redis refused the command: {_first_word(error)}"
-            ) from None
-        except (RedisError, OSError) as error:
-            raise StoreUnavailableError(
-                "connection", f"Redis cannot be reached: {type(error).__name__}"
-            ) from None
-
-    async def _on_connection(self, command: Callable[[AbstractConnection], Awaitable[Result]]) -> Result:
-        connection = await self._take()
-        clean = False
-        try:
-            result = await command(connection)
-            clean = True
-            return result
-        except ResponseError:
-            clean = True  # a complete reply was read
-            raise
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            if clean and connection.is_connected and not self._num_waiting:
-                self._kept.append(connection)
-            else:
-                await self._pool.release(connection)
-
-    async def _take(self) -> AbstractConnection:
-        """A connection in working order. One that a call has just left is taken past the pool, whose
-        locks and events cost more than the call itself."""
-        if self._kept:
-            connection = self._kept.pop()
-            with suppress(RedisError, OSError):
-                if connection.is_connected and not await connection.can_read():
-                    return connection
-            await self._pool.release(connection)  # closed by the server, or with a reply nobody asked for
-        self._num_waiting += 1
-        try:
-            return await self._pool.get_connection()
-        finally:
-            self._num_waiting -= 1
-
-    async def close(self) -> None:
-        await self._pool.aclose()
-
-
-def _pool(url: str, max_connections: int, timeout_ms: float) -> BlockingConnectionPool:
-    return BlockingConnectionPool.from_url(
-        url,
-        max_connections=max_connections,
-        timeout=timeout_ms / 1000,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=None,  # the outer timeout covers the whole call, connecting included
-        socket_connect_timeout=1.0,
-        protocol=2,
-    )
-
-
-_nonces = itertools.count(int.from_bytes(os.urandom(4), "little"))
-
-
-async def _call(connection: AbstractConnection, *command: Any) -> Any:
-    """Send ECHO nonce and the command together; an answer without its echo is somebody else's."""
-    nonce = b"%x" % next(_nonces)
-    commands: list[Any] = [("ECHO", nonce), command]
-    packed = [pack_command(each) for each in commands]  # in C; redis-py's own is not
-    await connection.send_packed_command(packed)
-    try:
-        echoed = await connection.read_response()
-    except ResponseError:
-        await connection.disconnect(nowait=True)  # the second reply is still on its way
-        raise
-    if echoed != nonce:
-        raise NotThisUserError("Redis answered another question")
-    return await connection.read_response()
-
-
-async def _ping(connection: AbstractConnection) -> None:
-    await _call(connection, "PING")
-
-
-async def _append(connection: AbstractConnection, num_keys: int, arguments: list[str]) -> None:
-    try:
-        await _call(connection, "EVALSHA", APPEND_SHA, num_keys, *arguments)
-    except NoScriptError:  # a restarted Redis has forgotten it
-        await _call(connection, "EVAL", APPEND_SCRIPT, num_keys, *arguments)
+            await self._writes.call(append)
 
 
 def _chunks(events: Sequence[StoredEvent], max_length: int) -> Iterator[dict[str, list[StoredEvent]]]:
@@ -325,11 +170,6 @@ def _read(value: Any, user_id: str) -> StoredSequence | Exception | None:
         return unpack(value, user_id)
     except NotThisUserError as error:
         return StoreUnavailableError("crossed", str(error))
-
-
-def _first_word(error: Exception) -> str:
-    """The error code; the rest may quote keys, which name users."""
-    return str(error).split(" ", 1)[0][:40]
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

@@ -45,7 +45,7 @@ class Popularity(CountedTower):
         self.place_score = nn.Parameter(torch.zeros(num_items), requires_grad=False)  # (M,)
 
     def fit(self, train: Interactions) -> None:
-        order = np.argsort(-_item_counts(train), kind="stable")
+        order = np.argsort(-train.item_counts(), kind="stable")
         score = np.empty(self.num_items, dtype=np.float32)
         score[order] = np.arange(self.num_items, 0, -1) / self.num_items
         self.place_score.data.copy_(torch.from_numpy(score))
@@ -99,7 +99,7 @@ class Neighbours(CountedTower):
         self.weight[at] = value
 
     def _count_popularity(self, train: Interactions) -> None:
-        counts = _item_counts(train)
+        counts = train.item_counts()
         self.popularity.copy_(torch.from_numpy(counts / max(counts.sum(), 1)))
 
 
@@ -166,14 +166,9 @@ class ItemKNN(Neighbours):
 
     def fit(self, train: Interactions) -> None:
         self._count_popularity(train)
-        norm = np.sqrt(np.maximum(_item_counts(train) + self.shrinkage, 1)).astype(np.float32)  # (M,)
+        norm = np.sqrt(np.maximum(train.item_counts() + self.shrinkage, 1)).astype(np.float32)  # (M,)
         distances = [sign * distance for distance in range(1, self.window + 1) for sign in (1, -1)]
         for first, counts in count_pairs(train, distances):
             row = np.arange(len(counts))
             counts[row, first + row] = 0  # an item is not its own neighbour
             self._keep_strongest(first, counts / (norm[first : first + len(counts), None] * norm))
-
-
-def _item_counts(train: Interactions) -> np.ndarray:
-    """(M,) how often each item occurs."""
-    return np.bincount(train.item_index, minlength=train.num_items + 1)[1:]

@@ -118,6 +118,10 @@ class Interactions:
         """False for a log without times: order is all that is known."""
         return len(self.timestamp) > 0 and bool(self.timestamp[0] != UNKNOWN_TIME)
 
+    def item_counts(self) -> np.ndarray:
+        """(M,) how often each item occurs."""
+        return np.bincount(self.item_index, minlength=self.num_items + 1)[1:]
+
     def __len__(self) -> int:
         return len(self.item_index)
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from model.engines.plan import BLOCKS, ReversePlan
-from model.mixed_attention import ActivationUnit, MixedAttention, MultiHeadHistory, SessionLayer
+from model.history_attention import ActivationUnit, MultiHeadHistory
+from model.mixed_attention import MixedAttention, SessionLayer
 from model.t2diff import T2Diff
 
 ABI = 1

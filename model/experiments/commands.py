@@ -24,7 +24,7 @@ from model.experiments.training_speed import LOOPS, training_speed
 from model.experiments.variants import read_variants, resolve
 from model.log_options import reads_log
 from model.registry import MODELS
-from model.training import TrainingSettings
+from model.training_settings import TrainingSettings
 
 err = Console(stderr=True)
 COUNTED = ("popularity", "markov", "item_knn")

@@ -25,7 +25,7 @@ from model.experiments.search import Tuned
 from model.experiments.variants import VariantTable, resolve
 from model.registry import MODELS, complete_config
 from model.schedule_figure import plot_schedules
-from model.training import TrainingSettings
+from model.training_settings import TrainingSettings
 
 
 def parse_models(text: str, seeds: Sequence[int]) -> dict[str, list[int]]:

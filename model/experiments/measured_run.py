@@ -42,7 +42,6 @@ def _measure(run: Run, split: Split, report: Report) -> None:
     torch.manual_seed(run.training.seed)
     trained = load_checkpoint(run.folder / "train", device)
     state = run.training_state()
-    counts = np.bincount(split.train.item_index, minlength=split.train.num_items + 1)[1:]
     reference = item_reference(split.train)
     figures: dict[str, Any] = {
         **parameter_counts(trained.model),
@@ -62,7 +61,7 @@ def _measure(run: Run, split: Split, report: Report) -> None:
         figures[part], of_part = measure(
             trained.model,
             getattr(split, part),
-            item_counts=counts,
+            item_counts=split.train.item_counts(),
             reference=reference,
             uses_time=part == "test" and bool(run.model_config.get("time_lag")),
             device=device,

@@ -29,7 +29,8 @@ from safetensors.numpy import load_file
 from model.checkpoint import recover_folder
 from model.data.dataset import Split
 from model.experiments.job_pool import Report
-from model.training import Progress, TrainingSettings, train
+from model.training import Progress, train
+from model.training_settings import TrainingSettings
 
 MEASURED = "measured-1"
 """The number changes with what is measured: older folders are then measured again, not trained again."""

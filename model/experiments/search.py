@@ -26,7 +26,7 @@ from model.experiments.runs import Run, alone_in, plan_run, train_run
 from model.experiments.search_space import draw_settings
 from model.experiments.variants import VariantTable, resolve
 from model.registry import complete_config
-from model.training import TrainingSettings
+from model.training_settings import TrainingSettings
 
 OBJECTIVE = "recall_at_20"
 

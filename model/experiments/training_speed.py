@@ -44,8 +44,7 @@ def training_speed(
     model = build_model(model_name, {}, len(split.train.item_ids))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"model {model_name!r} is counted, not trained, so it has no training speed")
-    counts = np.bincount(split.train.item_index, minlength=model.num_items + 1)[1:]
-    model.observe_item_counts(torch.from_numpy(counts))
+    model.observe_item_counts(torch.from_numpy(split.train.item_counts()))
     plain = with_plain_parts(copy.deepcopy(model))
     windows = TrainingWindows(split.train, max_length=model.max_length, targets_per_window=model.max_length)
     steps = {

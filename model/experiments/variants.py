@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.registry import complete_config
-from model.training import TrainingSettings
+from model.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)

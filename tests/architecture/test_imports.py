@@ -29,10 +29,10 @@ MODEL_INFERENCE_SIDE = {
 
 IMPORTERS = {
     "faiss": {"index_builder/faiss_library.py"},
-    "redis": {"service/sequence_store.py"},
+    "redis": {"service/redis_guard.py"},
     "fastapi": {"service/app.py"},
     "prometheus_client": {"service/metrics.py"},
-    "purgatory": {"service/sequence_store.py"},
+    "purgatory": {"service/redis_guard.py"},
     "matplotlib": {
         "model/schedule_figure.py",
         "model/experiments/result_figure.py",

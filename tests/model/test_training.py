@@ -16,7 +16,8 @@ from model.checkpoint import load_checkpoint
 from model.data.dataset import leave_one_out
 from model.data.interactions import Interactions
 from model.evaluation import metrics_of_ranks, rank_targets
-from model.training import Progress, TrainingSettings, learning_rate_at, train
+from model.training import Progress, train
+from model.training_settings import TrainingSettings, learning_rate_at
 from tests.model.conftest import TINY
 
 SETTINGS = TrainingSettings(

@@ -78,9 +78,9 @@ struct Attention {
     of_interest.matrix.pack(arena, dim, padded, [=](int k, int n) {
       return n < hidden_ ? weight[n * columns + 3 * dim_ + k] - weight[n * columns + dim_ + k] : 0.0f;
     });
-    of_interest.bias = padded_copy(arena, spec.target_first_bias, 1, hidden_);
-    target_lag = padded_copy(arena, spec.target_lag, T2_NUM_LAG_BUCKETS, hidden_);
-    second_weight = padded_copy(arena, spec.target_second_weight, 1, hidden_);
+    of_interest.bias = padded_copy(arena, spec.target_first_bias, 1, hidden_, padded);
+    target_lag = padded_copy(arena, spec.target_lag, T2_NUM_LAG_BUCKETS, hidden_, padded);
+    second_weight = padded_copy(arena, spec.target_second_weight, 1, hidden_, padded);
     second_bias = spec.target_second_bias[0];
     none_score = kept(arena, spec.none_score, 1);
   }
@@ -91,16 +91,6 @@ struct Attention {
     key_value_bias = kept(arena, spec.target_second_bias, 2 * dim);
     target_lag = kept(arena, spec.target_lag, (size_t)T2_NUM_LAG_BUCKETS * num_heads);
     none_score = kept(arena, spec.none_score, num_heads);
-  }
-
-  static const float *padded_copy(Arena &arena, const float *from, int rows, int columns) {
-    int padded = round_up(columns, W);
-    float *to = arena.take<float>((size_t)rows * padded);
-    if (to)
-      for (int row = 0; row < rows; ++row)
-        for (int column = 0; column < padded; ++column)
-          to[row * padded + column] = column < columns ? from[row * columns + column] : 0;
-    return to;
   }
 };
 

@@ -143,4 +143,14 @@ struct Arena {
   }
 };
 
+// (rows, columns) with the columns padded by zeros.
+static const float *padded_copy(Arena &arena, const float *from, int rows, int columns, int padded) {
+  float *to = arena.take<float>((size_t)rows * padded);
+  if (to)
+    for (int row = 0; row < rows; ++row)
+      for (int column = 0; column < padded; ++column)
+        to[row * padded + column] = column < columns ? from[row * columns + column] : 0;
+  return to;
+}
+
 }  // namespace T2_VARIANT

@@ -31,17 +31,17 @@ struct Unet {
     dim = spec.embedding_dim, num_steps = spec.num_steps;
     wide = round_up(dim, W), full = round_up(spec.full, W);
     half = round_up(spec.half, W), quarter = round_up(spec.quarter, W);
-    zeros = copy(arena, NULL, 1, 0, TAPS * (wide + full + half + quarter));
+    zeros = padded_copy(arena, NULL, 1, 0, TAPS * (wide + full + half + quarter));
     if (!num_steps) return;
     int32_t *steps = arena.take<int32_t>(num_steps + 1);
     if (steps) memcpy(steps, spec.noise_steps, (num_steps + 1) * sizeof *steps);
     noise_steps = steps;
-    coefficients = copy(arena, spec.coefficients, num_steps, 3, 3);
+    coefficients = padded_copy(arena, spec.coefficients, num_steps, 3, 3);
     const int channels[6] = {spec.full, spec.half, spec.quarter, spec.quarter, spec.half, spec.full};
     for (int number = 0; number < 6; ++number)
-      tables[number] = copy(arena, spec.step_tables[number], num_steps, channels[number],
-                            round_up(channels[number], W));
-    predict_bias = copy(arena, spec.predict_bias, 1, dim, wide);
+      tables[number] = padded_copy(arena, spec.step_tables[number], num_steps, channels[number],
+                                   round_up(channels[number], W));
+    predict_bias = padded_copy(arena, spec.predict_bias, 1, dim, wide);
     pack_taps(arena, condition, spec.kernels[ENCODE_FULL], 2 * dim, dim, dim, spec.full);
     pack_taps(arena, drift, spec.kernels[ENCODE_FULL], 2 * dim, 0, dim, spec.full);
     pack_taps(arena, encode_half, spec.kernels[ENCODE_HALF], spec.full, 0, spec.full, spec.half);
@@ -55,16 +55,6 @@ struct Unet {
     pack_taps(arena, decode_full_skip, spec.kernels[DECODE_FULL], spec.half + spec.full, spec.half,
               spec.full, spec.full);
     pack_taps(arena, predict, spec.kernels[PREDICT], spec.full, 0, spec.full, dim);
-  }
-
-  // (rows, columns) with the columns padded by zeros.
-  static const float *copy(Arena &arena, const float *from, int rows, int columns, int padded) {
-    float *to = arena.take<float>((size_t)rows * padded);
-    if (to)
-      for (int row = 0; row < rows; ++row)
-        for (int column = 0; column < padded; ++column)
-          to[row * padded + column] = column < columns ? from[row * columns + column] : 0;
-    return to;
   }
 
   // The inputs first .. first + in of a (out, 3 * total) kernel, for three rows read as one.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -10,48 +10,13 @@ from torch.nn import functional as F
 
 from model.baselines.bert4rec import BERT4Rec, BERT4RecConfig, cloze_sequence
 from model.batch import SequenceBatch, collate
-from model.registry import build_model
-from tests.model.baselines.contract_checks import (
-    NUM_ITEMS,
-    check_contract,
-    check_overfits_one_batch,
-    check_padding_never_changes_an_embedding,
-    make_sequences,
-    shake,
-    with_following_targets,
-)
+from tests.model.baselines.tiny_models import make_sequences, shake, tiny_model, with_following_targets
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"mask_last_share": 1.0},
-    {"max_full_softmax_items": 5, "num_negatives": 64},
-]
-
-
-def _model(**settings: Any) -> BERT4Rec:
-    torch.manual_seed(0)
-    tiny = {"embedding_dim": 8, "max_length": 6, "feed_forward_hidden": 16, "dropout": 0.0}
-    model = build_model("bert4rec", {**tiny, **settings}, NUM_ITEMS)
-    assert isinstance(model, BERT4Rec)
-    return model
+_model = partial(tiny_model, BERT4Rec)
 
 
 def _batch() -> SequenceBatch:
     return with_following_targets(collate(make_sequences([6, 3]), max_length=6), last=[21, 22])
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_contract(settings: dict[str, Any]) -> None:
-    check_contract(_model(**settings))
-
-
-def test_padding_never_changes_an_embedding() -> None:
-    check_padding_never_changes_an_embedding(_model(embedding_dim=32))
-
-
-@pytest.mark.parametrize("settings", VARIANTS[:2], ids=str)
-def test_overfits_one_batch(settings: dict[str, Any]) -> None:
-    check_overfits_one_batch(_model(**settings), updates=400, learning_rate=5e-3)
 
 
 def test_a_training_sequence_ends_with_its_last_target() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -9,66 +9,20 @@ from torch.nn import functional as F
 
 from model.baselines.caser import Caser, CaserConfig
 from model.batch import collate
-from model.registry import build_model
-from tests.model.baselines.contract_checks import (
+from tests.model.baselines.tiny_models import (
     NUM_ITEMS,
-    check_contract,
-    check_dense_equals_serving,
-    check_overfits_one_batch,
-    check_padding_never_changes_an_embedding,
     make_sequences,
     shake,
+    tiny_model,
     with_following_targets,
 )
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"window": 1},
-    {"window": 9},  # longer than any sequence
-    {"loss": "binary"},
-    {"output_items": "own"},
-    {"num_following": 3},
-    {"output_items": "own", "num_following": 2, "loss": "binary"},
-    {"output_items": "own", "max_full_softmax_items": 5, "num_negatives": 64},
-    {"max_full_softmax_items": 5, "num_negatives": 64},
-]
-
-
-def _model(**settings: Any) -> Caser:
-    torch.manual_seed(0)
-    tiny = {"embedding_dim": 8, "max_length": 6, "window": 3, "num_horizontal": 5, "num_vertical": 2}
-    model = build_model("caser", {**tiny, "dropout": 0.0, **settings}, NUM_ITEMS)
-    assert isinstance(model, Caser)
-    return model
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_contract(settings: dict[str, Any]) -> None:
-    check_contract(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
-    check_padding_never_changes_an_embedding(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS[:3], ids=str)
-def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: dict[str, Any]) -> None:
-    model = shake(_model(**settings)).eval()
-    assert isinstance(model, Caser)
-    (whole,) = make_sequences([6])
-    check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
-
-
-@pytest.mark.parametrize("settings", [{}, {"loss": "binary"}, {"output_items": "own"}], ids=str)
-def test_overfits_one_batch(settings: dict[str, Any]) -> None:
-    check_overfits_one_batch(_model(embedding_dim=16, **settings))
+_model = partial(tiny_model, Caser)
 
 
 def test_one_window_is_read_as_the_paper_prints_it() -> None:
     """Eq. 3-9 written out for the last window of a sequence, filter by filter and place by place."""
     model = shake(_model(num_horizontal=4)).eval()
-    assert isinstance(model, Caser)
     batch = collate(make_sequences([5]), max_length=6)
     image = model.items.embed(batch.item_index)[0, -3:]  # (L, D) E
     pooled = []
@@ -94,7 +48,6 @@ def test_one_window_is_read_as_the_paper_prints_it() -> None:
 def test_each_window_is_asked_for_the_following_items() -> None:
     """T = 2 over the targets 4, 5, 6 | 8, 9: (0: 4, 5), (1: 5, 6), (2: 6) and (0: 8, 9), (1: 9)."""
     model = shake(_model(num_following=2)).eval()
-    assert isinstance(model, Caser)
     batch = with_following_targets(collate(make_sequences([3, 2]), max_length=6), last=[6, 9])
     target = torch.tensor([[4, 5, 6], [8, 9, 0]])
     states = model.states(batch)
@@ -112,7 +65,6 @@ def test_each_window_is_asked_for_the_following_items() -> None:
 @pytest.mark.parametrize("loss", ["full_softmax", "binary"])
 def test_items_may_be_scored_by_a_table_of_their_own(loss: str) -> None:
     model = shake(_model(output_items="own", loss=loss)).eval()
-    assert isinstance(model, Caser)
     batch = with_following_targets(collate(make_sequences([4]), max_length=6), last=[3])
     assert torch.equal(model.item_embeddings(), model.output_table.weight[1:])
 

@@ -2,38 +2,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 
 from model.baselines.comirec import ComiRec, ComiRecConfig, select_interest
 from model.batch import collate
-from tests.model.baselines.contract_checks import (
-    NUM_ITEMS,
-    check_contract,
-    check_dense_equals_serving,
-    check_overfits_one_batch,
-    check_padding_never_changes_an_embedding,
-    make_sequences,
-    shake,
-)
+from tests.model.baselines.tiny_models import NUM_ITEMS, learn, make_sequences, shake, tiny_model
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"num_interests": 1},
-    {"time_lag": True},
-    {"loss": "label_aware"},
-    {"normalize_inputs": False},
-    {"loss": "label_aware", "max_full_softmax_items": 5, "num_negatives": 64},
-    {"max_full_softmax_items": 5, "num_negatives": 64},
-]
-
-
-def _model(**settings: Any) -> ComiRec:
-    torch.manual_seed(0)
-    tiny = {"embedding_dim": 8, "max_length": 6, "attention_hidden": 16, "dropout": 0.0}
-    return ComiRec(ComiRecConfig(**{**tiny, **settings}), NUM_ITEMS)
+_model = partial(tiny_model, ComiRec)
 
 
 def test_interests_by_hand() -> None:
@@ -68,7 +46,6 @@ def test_interests_by_hand() -> None:
 
 def test_the_one_embedding_is_the_longest_interest() -> None:
     model = shake(_model()).eval()
-    assert isinstance(model, ComiRec)
     batch = collate(make_sequences([6, 3, 1]), max_length=6)
     every = model.user_embeddings(batch)
     assert every.shape == (3, 4, 8)
@@ -81,7 +58,6 @@ def test_label_aware_a_target_trains_the_interest_that_scores_it_best_and_no_oth
     max_full_softmax_items: int,
 ) -> None:
     model = shake(_model(loss="label_aware", max_full_softmax_items=max_full_softmax_items)).train()
-    assert isinstance(model, ComiRec)
     batch = collate(make_sequences([6]), max_length=6)
     target = torch.zeros_like(batch.item_index).index_fill(1, torch.tensor([5]), 7)
     kept = model.interests(batch)
@@ -106,8 +82,6 @@ def test_best_interest_loss_by_hand() -> None:
 def test_sampled_best_interest_loss_estimates_the_full_one() -> None:
     model = shake(_model(max_full_softmax_items=5, num_negatives=200_000))
     full = shake(_model())
-    assert isinstance(model, ComiRec)
-    assert isinstance(full, ComiRec)
     full.load_state_dict(model.state_dict())
     model.observe_item_counts(torch.arange(NUM_ITEMS))
     interests, target = torch.randn(5, 4, 8), torch.tensor([1, 30, 7, 7, 12])
@@ -121,39 +95,13 @@ def test_select_interest_takes_the_row_of_the_largest_score() -> None:
     assert chosen.tolist() == [[2.0, 3.0], [6.0, 7.0]]
 
 
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_contract(settings: dict[str, Any]) -> None:
-    check_contract(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
-    check_padding_never_changes_an_embedding(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", [{}, {"time_lag": True}], ids=str)
-def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: dict[str, Any]) -> None:
-    model = shake(_model(**settings)).eval()
-    assert isinstance(model, ComiRec)
-    (whole,) = make_sequences([6])
-    check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
-
-
-def test_overfits_one_batch() -> None:
-    check_overfits_one_batch(_model(num_interests=1, embedding_dim=16), updates=400)
-
-
 def test_with_several_interests_some_list_begins_with_the_target() -> None:
     model = _model()
     batch = collate(make_sequences([6, 6, 5, 4]), max_length=6)
     target = torch.zeros_like(batch.item_index)
     wanted = torch.tensor([[3], [9], [12], [25]])
     batch = replace(batch, target=target.scatter(1, (batch.length - 1)[:, None], wanted))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(600):
-        optimizer.zero_grad()
-        model.training_loss(batch).backward()
-        optimizer.step()
+    learn(model, batch, updates=600)
     first = (model.user_embeddings(batch) @ model.item_embeddings().T).argmax(dim=-1) + 1  # (B, R)
     assert bool((first == wanted).any(dim=1).all())
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,32 +15,9 @@ from model.baselines.contrastvae import (
     kl_to_standard_normal,
 )
 from model.batch import collate
-from tests.model.baselines.contract_checks import (
-    NUM_ITEMS,
-    check_contract,
-    check_dense_equals_serving,
-    check_overfits_one_batch,
-    check_padding_never_changes_an_embedding,
-    make_sequences,
-    shake,
-    with_random_targets,
-)
+from tests.model.baselines.tiny_models import make_sequences, shake, tiny_model, with_random_targets
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"augmentation": "model"},
-    {"loss": "binary"},
-    {"latent": "shifted"},
-    {"latent": "shifted", "augmentation": "model"},
-    {"num_layers": 2},
-    {"max_full_softmax_items": 5, "num_negatives": 64},
-]
-
-
-def _model(**settings: Any) -> ContrastVAE:
-    torch.manual_seed(0)
-    tiny = {"embedding_dim": 8, "max_length": 6, "num_heads": 2, "feed_forward_hidden": 16, "dropout": 0.0}
-    return ContrastVAE(ContrastVAEConfig(**{**tiny, **settings}), NUM_ITEMS)
+_model = partial(tiny_model, ContrastVAE)
 
 
 def test_kl_by_hand() -> None:
@@ -149,34 +127,6 @@ def test_serving_draws_nothing() -> None:
     batch = collate(make_sequences([6, 3]), max_length=6)
     assert torch.equal(model.user_embedding(batch), model.user_embedding(batch))
     assert model.num_steps == 0
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_contract(settings: dict[str, Any]) -> None:
-    model = _model(**settings)
-    torch.nn.init.normal_(model.of_log_variance.norm.weight)
-    check_contract(model)
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
-    check_padding_never_changes_an_embedding(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", [{}, {"num_layers": 2}], ids=str)
-def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: dict[str, Any]) -> None:
-    model = shake(_model(**settings)).eval()
-    assert isinstance(model, ContrastVAE)
-    (whole,) = make_sequences([6])
-    check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
-
-
-@pytest.mark.parametrize(
-    "settings", [{}, {"augmentation": "model"}, {"latent": "shifted"}, {"loss": "binary"}], ids=str
-)
-def test_overfits_one_batch(settings: dict[str, Any]) -> None:
-    model = _model(embedding_dim=16, kl_weight=0.01, **settings)
-    check_overfits_one_batch(model, updates=600 if "loss" in settings else 250)
 
 
 def test_wrong_settings_are_named() -> None:

@@ -1,63 +1,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 
 from model.baselines.dat import DAT, DATConfig, mimic_loss
 from model.batch import collate
-from model.registry import build_model
-from tests.model.baselines.contract_checks import (
+from tests.model.baselines.tiny_models import (
     NUM_ITEMS,
-    check_contract,
-    check_dense_equals_serving,
-    check_overfits_one_batch,
-    check_padding_never_changes_an_embedding,
+    learn,
     make_sequences,
     shake,
+    tiny_model,
     with_following_targets,
 )
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"pooling": "mean"},
-    {"loss": "binary"},
-    {"num_layers": 2},
-    {"max_full_softmax_items": 5, "num_negatives": 64},
-]
-
-
-def _model(**settings: Any) -> DAT:
-    torch.manual_seed(0)
-    tiny = {"embedding_dim": 8, "max_length": 6, "feed_forward_hidden": 32, "dropout": 0.0}
-    model = build_model("dat", {**tiny, **settings}, NUM_ITEMS)
-    assert isinstance(model, DAT)
-    return model
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_contract(settings: dict[str, Any]) -> None:
-    check_contract(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS[:2], ids=str)
-def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
-    check_padding_never_changes_an_embedding(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS[:2], ids=str)
-def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: dict[str, Any]) -> None:
-    model = shake(_model(**settings)).eval()
-    assert isinstance(model, DAT)
-    (whole,) = make_sequences([6])
-    check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
-
-
-@pytest.mark.parametrize("settings", VARIANTS[:3], ids=str)
-def test_overfits_one_batch(settings: dict[str, Any]) -> None:
-    check_overfits_one_batch(_model(**settings), updates=400)
+_model = partial(tiny_model, DAT)
 
 
 def test_both_towers_end_at_length_one() -> None:
@@ -165,11 +125,7 @@ def test_training_lets_the_augmented_vectors_find_the_other_side() -> None:
     model = _model(temperature=0.2)
     batch = with_following_targets(collate(make_sequences([6, 6, 5, 4]), max_length=6), last=[3, 9, 12, 25])
     assert batch.target is not None
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(300):
-        optimizer.zero_grad()
-        model.training_loss(batch).backward()
-        optimizer.step()
+    learn(model, batch, updates=300)
     supervised = batch.target != 0
     user, augmented = model.user_and_augmented(batch)
     item = model.item_vectors(batch.target[supervised])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,39 +12,9 @@ import torch
 from model.baselines.diffurec import DiffuRec, DiffuRecConfig, truncated_linear_schedule
 from model.batch import Sequence, collate
 from model.noise import request_noise
-from tests.model.baselines.contract_checks import (
-    NUM_ITEMS,
-    check_contract,
-    check_overfits_one_batch,
-    check_padding_never_changes_an_embedding,
-    make_sequences,
-    shake,
-    with_random_targets,
-)
+from tests.model.baselines.tiny_models import make_sequences, shake, tiny_model, with_random_targets
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"supervision": "last"},
-    {"num_inference_steps": 2},
-    {"uncertainty": 0.3},
-    {"uncertainty": 0.3, "supervision": "last"},
-    {"max_full_softmax_items": 5, "num_negatives": 64},
-]
-
-
-def _model(**settings: Any) -> DiffuRec:
-    torch.manual_seed(0)
-    tiny = {
-        "embedding_dim": 8,
-        "max_length": 6,
-        "num_steps": 4,
-        "num_layers": 2,
-        "num_heads": 2,
-        "feed_forward_hidden": 16,
-        "dropout": 0.0,
-        "embedding_dropout": 0.0,
-    }
-    return DiffuRec(DiffuRecConfig(**{**tiny, **settings}), NUM_ITEMS)
+_model = partial(tiny_model, DiffuRec)
 
 
 def test_schedule_of_thirty_two_steps_by_hand() -> None:
@@ -63,7 +34,6 @@ def test_schedule_of_few_steps_is_truncated() -> None:
 def test_every_token_carries_the_noised_target_and_the_step() -> None:
     """z_i = e_i + λ·(x_t + d_t), with λ at its mean while serving."""
     model = shake(_model(uncertainty=0.25)).eval()
-    assert isinstance(model, DiffuRec)
     seen: list[torch.Tensor] = []
     model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     batch = collate(make_sequences([4]), max_length=6)
@@ -109,7 +79,6 @@ def test_training_diffuses_the_item_that_follows_each_position() -> None:
 def test_two_reverse_steps_by_hand() -> None:
     """x_2 = noise; x̂_0; x_1 from the posterior with noise(1); x̂_0 again is the answer."""
     model = shake(_model(num_steps=2, uncertainty=0.5)).eval()
-    assert isinstance(model, DiffuRec)
     answers = [torch.full((1, 1, 8), 2.0), torch.full((1, 1, 8), -3.0)]
     seen: list[torch.Tensor] = []
 
@@ -132,7 +101,6 @@ def test_two_reverse_steps_by_hand() -> None:
 
 def test_the_position_j_of_a_dense_pass_is_that_of_the_sequence_cut_after_it() -> None:
     model = shake(_model(uncertainty=0.3)).eval()
-    assert isinstance(model, DiffuRec)
     (whole,) = make_sequences([6])
     noised, step = torch.randn(1, 6, 8), torch.tensor([2])
     batch = collate([whole], max_length=6)
@@ -172,23 +140,6 @@ def test_in_the_published_form_only_the_last_position_is_trained() -> None:
         torch.manual_seed(1)
         losses.append(model.training_loss(replace(batch, target=target)).item())
     assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_contract(settings: dict[str, Any]) -> None:
-    model = _model(**settings)
-    assert (model.noise_dim, model.num_steps) == (8, 4)
-    check_contract(model)
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
-    check_padding_never_changes_an_embedding(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", [{}, {"uncertainty": 0.1}, {"supervision": "last"}], ids=str)
-def test_overfits_one_batch(settings: dict[str, Any]) -> None:
-    check_overfits_one_batch(_model(**settings))
 
 
 def test_all_default_steps_are_visited() -> None:

@@ -24,7 +24,8 @@ from model.data.dataset import leave_one_out
 from model.data.interactions import Interactions
 from model.evaluation import metrics_of_ranks, rank_targets
 from model.registry import build_model
-from model.training import TrainingSettings, train
+from model.training import train
+from model.training_settings import TrainingSettings
 from tests.model.conftest import make_log
 
 LOG = make_log([[1, 2, 1, 2, 3], [1, 2, 4], [5, 1, 2]], num_items=6)

@@ -1,63 +1,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 
 from model.baselines.gru4rec import GRU4Rec, GRU4RecConfig, bpr_loss, top1_loss
 from model.batch import UNKNOWN_TIME, collate
-from model.registry import build_model
-from tests.model.baselines.contract_checks import (
-    NUM_ITEMS,
-    check_contract,
-    check_dense_equals_serving,
-    check_overfits_one_batch,
-    check_padding_never_changes_an_embedding,
-    make_sequences,
-    shake,
-    with_following_targets,
-)
+from tests.model.baselines.tiny_models import learn, make_sequences, shake, tiny_model, with_following_targets
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"num_layers": 2},
-    {"time_lag": True},
-    {"loss": "top1"},
-    {"loss": "bpr"},
-    {"max_full_softmax_items": 5, "num_negatives": 64},
-]
-
-
-def _model(num_items: int = NUM_ITEMS, **settings: Any) -> GRU4Rec:
-    torch.manual_seed(0)
-    tiny = {"embedding_dim": 8, "max_length": 6, "hidden": 16, "dropout": 0.0}
-    model = build_model("gru4rec", {**tiny, **settings}, num_items)
-    assert isinstance(model, GRU4Rec)
-    return model
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_contract(settings: dict[str, Any]) -> None:
-    check_contract(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
-    check_padding_never_changes_an_embedding(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS[:3], ids=str)
-def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: dict[str, Any]) -> None:
-    model = shake(_model(**settings)).eval()
-    assert isinstance(model, GRU4Rec)
-    (whole,) = make_sequences([6])
-    check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
-
-
-def test_overfits_one_batch() -> None:
-    check_overfits_one_batch(_model())
+_model = partial(tiny_model, GRU4Rec)
 
 
 @pytest.mark.parametrize("loss", ["top1", "bpr"])
@@ -68,11 +21,7 @@ def test_ranking_losses_put_each_target_before_the_other_examples_targets(loss: 
         torch.nn.init.normal_(parameter, std=0.3)
     batch = with_following_targets(collate(make_sequences([6, 6, 5, 4]), max_length=6), last=[3, 9, 12, 25])
     assert batch.target is not None
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(400):
-        optimizer.zero_grad()
-        model.training_loss(batch).backward()
-        optimizer.step()
+    learn(model, batch, updates=400)
     targets = batch.target[batch.target != 0].unique()
     scores = model.user_embedding(batch) @ model.items.item_table(targets).T
     assert targets[scores.argmax(dim=1)].tolist() == [3, 9, 12, 25]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -9,29 +9,9 @@ import torch
 from model.baselines.mamba4rec import Mamba4Rec, Mamba4RecConfig
 from model.baselines.selective_scan import SelectiveStateSpace, selective_scan
 from model.batch import UNKNOWN_TIME, collate
-from tests.model.baselines.contract_checks import (
-    NUM_ITEMS,
-    check_contract,
-    check_dense_equals_serving,
-    check_overfits_one_batch,
-    check_padding_never_changes_an_embedding,
-    make_sequences,
-    shake,
-    with_random_targets,
-)
+from tests.model.baselines.tiny_models import make_sequences, shake, tiny_model, with_random_targets
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"num_layers": 2},
-    {"time_lag": True},
-    {"max_full_softmax_items": 5, "num_negatives": 64},
-]
-
-
-def _model(**settings: Any) -> Mamba4Rec:
-    torch.manual_seed(0)
-    tiny = {"embedding_dim": 8, "max_length": 6, "state_dim": 4, "feed_forward_hidden": 16, "dropout": 0.0}
-    return Mamba4Rec(Mamba4RecConfig(**{**tiny, **settings}), NUM_ITEMS)
+_model = partial(tiny_model, Mamba4Rec)
 
 
 def test_two_steps_of_the_scan_by_hand() -> None:
@@ -119,28 +99,6 @@ def test_steps_start_between_a_thousandth_and_a_tenth() -> None:
     first = torch.nn.functional.softplus(bias.detach())
     assert 0.00099 < float(first.min()) < 0.003
     assert 0.05 < float(first.max()) < 0.101
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_contract(settings: dict[str, Any]) -> None:
-    check_contract(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
-    check_padding_never_changes_an_embedding(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: dict[str, Any]) -> None:
-    model = shake(_model(**settings)).eval()
-    assert isinstance(model, Mamba4Rec)
-    (whole,) = make_sequences([6])
-    check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
-
-
-def test_overfits_one_batch() -> None:
-    check_overfits_one_batch(_model())
 
 
 def test_time_lag_reaches_the_embedding_and_an_unknown_request_time_is_trained() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from model.baselines.pause import PauseEmbedding
 from model.batch import UNKNOWN_TIME, Sequence, SequenceBatch, collate
-from tests.model.baselines.contract_checks import with_random_targets
+from tests.model.baselines.tiny_models import with_random_targets
 
 
 def _batch(request_time: int) -> SequenceBatch:

@@ -15,7 +15,8 @@ from model.counted import CountedTower
 from model.data.dataset import leave_one_out
 from model.data.interactions import Interactions
 from model.registry import MODELS, build_model
-from model.training import TrainingSettings, train
+from model.training import train
+from model.training_settings import TrainingSettings
 
 TRAINED = [name for name in MODELS if not isinstance(build_model(name, {}, 5), CountedTower)]
 

@@ -1,65 +1,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 
 from model.baselines.sasrec import SASRec, SASRecConfig
 from model.batch import UNKNOWN_TIME, collate
-from model.registry import build_model
-from tests.model.baselines.contract_checks import (
-    NUM_ITEMS,
-    check_contract,
-    check_dense_equals_serving,
-    check_overfits_one_batch,
-    check_padding_never_changes_an_embedding,
-    make_sequences,
-    shake,
-)
+from tests.model.baselines.tiny_models import make_sequences, shake, tiny_model
 
-TINY = {"embedding_dim": 8, "max_length": 6, "feed_forward_hidden": 16, "dropout": 0.0}
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"positions": "relative"},
-    {"time_lag": True},
-    {"normalize_inputs": True, "positions": "relative", "time_lag": True},
-    {"loss": "binary"},
-    {"max_full_softmax_items": 5, "num_negatives": 64},
-]
-
-
-def _model(num_items: int = NUM_ITEMS, **settings: Any) -> SASRec:
-    torch.manual_seed(0)
-    model = build_model("sasrec", {**TINY, **settings}, num_items)
-    assert isinstance(model, SASRec)
-    return model
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_contract(settings: dict[str, Any]) -> None:
-    check_contract(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
-    check_padding_never_changes_an_embedding(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: dict[str, Any]) -> None:
-    model = shake(_model(**settings)).eval()
-    assert isinstance(model, SASRec)
-    (whole,) = make_sequences([6])
-    check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
-
-
-@pytest.mark.parametrize(
-    ("settings", "updates"), [(VARIANTS[0], 250), (VARIANTS[3], 250), (VARIANTS[4], 1_000)]
-)
-def test_overfits_one_batch(settings: dict[str, Any], updates: int) -> None:
-    check_overfits_one_batch(_model(embedding_dim=16, **settings), updates=updates)
+_model = partial(tiny_model, SASRec)
 
 
 def test_attention_by_hand() -> None:

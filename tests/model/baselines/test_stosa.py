@@ -1,42 +1,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from model.baselines.stosa import STOSA, STOSAConfig, WassersteinLayer, deviation, squared_wasserstein
-from model.batch import collate
 from model.evaluation import score_items
-from tests.model.baselines.contract_checks import (
-    NUM_ITEMS,
-    check_contract,
-    check_dense_equals_serving,
-    check_overfits_one_batch,
-    check_padding_never_changes_an_embedding,
-    make_sequences,
-    shake,
-)
+from tests.model.baselines.tiny_models import shake, tiny_model
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"num_layers": 2},
-    {"loss": "ranking"},
-    {"max_full_softmax_items": 5, "num_negatives": 64},
-]
-
-
-def _model(**settings: Any) -> STOSA:
-    torch.manual_seed(0)
-    tiny = {
-        "embedding_dim": 8,
-        "max_length": 6,
-        "num_heads": 2,
-        "feed_forward_hidden": 16,
-        "dropout": 0.0,
-    }
-    return STOSA(STOSAConfig(**{**tiny, **settings}), NUM_ITEMS)
+_model = partial(tiny_model, STOSA)
 
 
 def test_wasserstein_distance_by_hand() -> None:
@@ -103,7 +78,6 @@ def test_full_softmax_is_over_the_distances_that_the_index_ranks_by() -> None:
     user, target = torch.randn(3, 16), torch.tensor([4, 30, 1])
     scores = score_items(user, model.item_embeddings(), model.metric)
     expected = torch.nn.functional.cross_entropy(scores, target - 1)
-    assert isinstance(model, STOSA)
     assert model.loss(user, target).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -124,29 +98,6 @@ def test_embeddings_are_for_an_l2_index_of_twice_the_dimension() -> None:
     assert model.metric == "l2"
     assert model.embedding_dim == 16
     assert bool((model.item_embeddings()[:, 8:] > 0).all())
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_contract(settings: dict[str, Any]) -> None:
-    check_contract(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_padding_never_changes_an_embedding(settings: dict[str, Any]) -> None:
-    check_padding_never_changes_an_embedding(_model(**settings))
-
-
-@pytest.mark.parametrize("settings", [{}, {"num_layers": 2}], ids=str)
-def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: dict[str, Any]) -> None:
-    model = shake(_model(**settings)).eval()
-    assert isinstance(model, STOSA)
-    (whole,) = make_sequences([6])
-    check_dense_equals_serving(model, model.states(collate([whole], max_length=6))[0], whole)
-
-
-@pytest.mark.parametrize("loss", ["full_softmax", "ranking"])
-def test_overfits_one_batch(loss: str) -> None:
-    check_overfits_one_batch(_model(loss=loss), updates=600 if loss == "ranking" else 250)
 
 
 def test_wrong_settings_are_named() -> None:

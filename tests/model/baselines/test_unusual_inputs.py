@@ -14,7 +14,7 @@ from model.batch import UNKNOWN_TIME, Sequence, SequenceBatch, collate
 from model.counted import CountedTower
 from model.registry import MODELS, build_model, complete_config
 from model.two_tower import TwoTower
-from tests.model.baselines.contract_checks import (
+from tests.model.baselines.tiny_models import (
     NUM_ITEMS,
     make_noise,
     make_sequences,

@@ -11,7 +11,7 @@ from model.data.synthetic import generate_drift_log
 from model.experiments.comparison import plan_comparison
 from model.experiments.runs import Run
 from model.experiments.variants import Variant
-from model.training import TrainingSettings
+from model.training_settings import TrainingSettings
 from tests.model.conftest import TINY
 
 SASREC = {"embedding_dim": 8, "max_length": 6, "num_layers": 1, "feed_forward_hidden": 16}

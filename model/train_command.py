@@ -1,0 +1,108 @@
+"""The command `t2diff-model train`: one model, one run, its progress on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from model.command_options import (
+    Device,
+    ModelSettings,
+    SplitName,
+    Threads,
+    choose_device,
+    figure,
+    parse_settings,
+    split_log,
+)
+from model.data.interactions import Interactions
+from model.data.rules import render_report
+from model.log_options import reads_log
+from model.registry import MODELS, complete_config
+from model.training import Progress as TrainingProgress
+from model.training import train
+from model.training_settings import TrainingSettings
+
+err = Console(stderr=True)
+
+
+@reads_log
+def train_command(
+    log: Interactions,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    model: Annotated[str, typer.Option(help="Model to train: " + ", ".join(MODELS) + ".")] = "t2diff",
+    settings: ModelSettings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    split: SplitName = "leave-one-out",
+    epochs: Annotated[int, typer.Option(help="Most epochs; early stopping may end before.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Windows in a batch.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 2e-3,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
+    targets_per_window: Annotated[
+        int | None,
+        typer.Option(help="Supervised positions at a window's end; left out: all (dense), 1: the paper's."),
+    ] = None,
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better Recall@20.")] = 3,
+    validation_users: Annotated[int, typer.Option(help="Users asked after each epoch.")] = 2_000,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Train a model; its best checkpoint is left in OUT/checkpoint."""
+    config = dataclasses.asdict(complete_config(model, parse_settings(settings)))
+    err.print(render_report(log.report))
+    training = TrainingSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        targets_per_window=targets_per_window,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        patience=patience,
+        validation_users=validation_users,
+        seed=seed,
+        device=choose_device(device),
+        num_threads=threads,
+    )
+    with Progress(
+        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]}  recall@20 {task.fields[recall]} (best {task.fields[best]})"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=True, compact=True),
+        console=err,
+    ) as bar:
+        task = bar.add_task("", total=None, epoch=0, epochs=epochs, loss="-", recall="-", best="-")
+
+        def show(progress: TrainingProgress) -> None:
+            if progress.epoch_ended:  # a line that stays, for logs without a terminal
+                bar.console.print(
+                    f"epoch {progress.epoch}/{epochs}: loss {progress.loss:.4f}, "
+                    f"recall@20 {figure(progress.recall_at_20)} (best {figure(progress.best_recall_at_20)})"
+                )
+            bar.update(
+                task,
+                total=progress.num_updates,
+                completed=progress.update,
+                epoch=progress.epoch,
+                loss=f"{progress.loss:.3f}",
+                recall=figure(progress.recall_at_20),
+                best=figure(progress.best_recall_at_20),
+            )
+
+        metrics = train(
+            split_log(log, split),
+            model_name=model,
+            model_config=config,
+            settings=training,
+            out=out,
+            resume=resume,
+            on_progress=show,
+        )
+    print(f"trained {model}: checkpoint {out / 'checkpoint'}")
+    print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
