@@ -7,7 +7,8 @@ place in a batch: under overload the device works only on what can still be in t
 share one engine, hence one bundle: the oldest request says which, and those of its engine join it from
 wherever they stand in the queue. So arms that alternate still make full batches, and none of them starves.
 
-What nobody waits for (another arm's answer, for comparison) runs one at a time, while no request waits.
+What nobody waits for (another arm's answer, for comparison) runs one at a time, while no request waits, in
+a quarter of the device's time at most.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _ESTIMATE_WEIGHT = 0.25
 _LOOK_AHEAD = 1024
 """How many places of the queue are searched for members of one batch; it is locked meanwhile."""
 MAX_IDLE_QUEUE = 64
+_IDLE_SHARE = 0.25
+"""Of the device's time: a request finds it busy with what nobody waits for no more often than that."""
 
 Request = TypeVar("Request", contravariant=True)
 Answer = TypeVar("Answer", covariant=True)
@@ -77,7 +80,8 @@ class Batcher(Generic[Request, Answer]):
         self._on_batch = on_batch
         self._wake = threading.Condition()
         self._queue: deque[_Entry] = deque()
-        self._idle_queue: deque[_Entry] = deque()  # runs while `_queue` is empty
+        self._idle_queue: deque[_Entry] = deque()  # runs while `_queue` is empty, not before `_idle_from`
+        self._idle_from = 0.0
         self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._closing = False
         self._busy_since: float | None = None
@@ -192,8 +196,11 @@ class Batcher(Generic[Request, Answer]):
             self._on_thread_start()
         while True:
             with self._wake:
-                while not (self._queue or self._calls or self._idle_queue or self._closing):
-                    self._wake.wait()
+                while not (self._queue or self._calls or self._closing):
+                    rest = self._idle_from - time.monotonic() if self._idle_queue else None
+                    if rest is not None and rest <= 0:
+                        break
+                    self._wake.wait(rest)
                 if self._closing and not (self._queue or self._calls):
                     return
                 idle = not (self._queue or self._calls)
@@ -204,8 +211,11 @@ class Batcher(Generic[Request, Answer]):
             outcomes: list[_Outcome] = [(entry.future, None, _late()) for entry in expired]
             on_batch = None if idle else self._on_batch
             outcomes += _run_call(*call) if call else _run_batch(batch, started, on_batch)
-            if not idle:
-                self._learn(time.monotonic() - started if batch else None, turned_away=len(expired))
+            ended = time.monotonic()
+            if idle:
+                self._idle_from = ended + (ended - started) * (1 / _IDLE_SHARE - 1)
+            else:
+                self._learn(ended - started if batch else None, turned_away=len(expired))
             del call, batch, expired  # hold no engine while idle: a swapped one must be free to go
             self._busy_since = None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more

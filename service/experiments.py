@@ -58,10 +58,12 @@ class Experiment(BaseModel):
     name: _Name
     salt: str | None = Field(None, min_length=1, max_length=128)
     compared: _Percent = 1.0
-    arms: tuple[ArmSettings, ...] = Field(min_length=2, max_length=MAX_ARMS)
+    arms: tuple[ArmSettings, ...]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
+        if not 2 <= len(self.arms) <= MAX_ARMS:
+            raise ValueError(f"arms: there are {len(self.arms)}; an experiment takes 2 to {MAX_ARMS}")
         names = [arm.name for arm in self.arms]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:

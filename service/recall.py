@@ -120,7 +120,7 @@ class RecallService:
         return self._engine
 
     def swap(self, engine: Engine) -> None:
-        """Answer with `engine`, the current bundle's, from now on; in an experiment, in the arms that name it.
+        """Answer with `engine`, the current bundle's, from now on; in an experiment, in arms that name it.
 
         Requests under way keep the one they began with.
         """
