@@ -69,7 +69,7 @@ class ArmFamilies:
         )
         self.dropped = Counter(
             f"{prefix}_arm_comparisons_dropped_total",
-            "Comparisons given up: too many waited, none too soon, or the model failed.",
+            "Comparisons given up: too many waited, the device had no time, or the model failed.",
             [*_LABELS, "reason"],
             registry=registry,
         )
