@@ -41,15 +41,20 @@ GROWTH_LIMIT = 0.02
 """Of resident memory over the last 400 swaps, by a straight line through them: a leak of one of these bundles
 each swap would be many times as much, measuring noise is a fraction."""
 _FLAT_OVER = 400
+_REDIS_CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """rate: requests/s   interval_s: from one swap to the next   warmup_s: of each stretch, not counted"""
+    """rate: requests/s   interval_s: from one swap to the next
+
+    quiet_s: length of a stretch without swaps   warmup_s: of each stretch, not counted
+    """
 
     num_swaps: int = 500
     swaps_per_stretch: int = 25
     interval_s: float = 1.0
+    quiet_s: float = 6.0
     rate: float = 200.0
     warmup_s: float = 2.0
     num_items: int = 3_706
@@ -58,7 +63,16 @@ class Plan:
     top_k: int = 20
 
 
-SHORT = Plan(num_swaps=10, swaps_per_stretch=10, interval_s=0.5, rate=50, num_items=300, dim=16, num_users=20)
+SHORT = Plan(
+    num_swaps=10,
+    swaps_per_stretch=10,
+    interval_s=0.5,
+    quiet_s=2.0,
+    rate=50,
+    num_items=300,
+    dim=16,
+    num_users=20,
+)
 
 
 @dataclass
@@ -97,6 +111,7 @@ def swap_figures(plan: Plan, options: Options) -> dict[str, Any]:
             f"{plan.num_swaps} swaps of two bundles of {plan.num_items} items, {plan.rate:g} requests/s"
         )
         serve_options = ["--request-time", "none", "--redis-read-timeout-ms", "1000", "--redis-fsync", "no"]
+        serve_options += ["--redis-max-connections", str(_REDIS_CONNECTIONS)]
         with started_service(
             NAME, store.url, options=serve_options, cpus=cpus, folder=Path(folder) / "service"
         ) as served:
@@ -117,23 +132,23 @@ class _Stress:
         plan = self.plan
         seed_users(self.served.url, shared_histories(plan.num_users, plan.num_items), lambda done: None)
         expected = self._expected()
-        quiet: list[Samples] = [self._load(expected)]
+        quiet: list[Samples] = [self._load(expected, plan.quiet_s)]
         swapping: list[Samples] = []
         at_rest = _at_rest(self.served.process.pid)  # after a stretch: connections to Redis are there
         while self.num_swaps < plan.num_swaps:
             with self._swapping():
-                swapping.append(self._load(expected))
-            quiet.append(self._load(expected))
+                swapping.append(self._load(expected, plan.swaps_per_stretch * plan.interval_s))
+            quiet.append(self._load(expected, plan.quiet_s))
             p99s = f"p99 {_p99(quiet, plan):.1f} ms without, {_p99(swapping, plan):.1f} with"
             self.options.say(f"{self.num_swaps} swaps; {p99s}")
         return self._report(quiet, swapping, at_rest)
 
-    def _load(self, expected: Expected) -> Samples:
+    def _load(self, expected: Expected, duration_s: float) -> Samples:
         """One stretch of steady requests, from a process of its own."""
         plan = self.plan
         settings = ProbeSettings(
             url=self.served.url,
-            duration_s=plan.swaps_per_stretch * plan.interval_s,
+            duration_s=duration_s,
             warmup_s=plan.warmup_s,
             num_users=plan.num_users,
             top_k=plan.top_k,
@@ -228,7 +243,11 @@ class _Stress:
                 check("answers that mix bundles", wrong, 0),
                 check("p99 with swaps over p99 without", ratio, P99_RATIO_LIMIT),
                 check("growth of resident memory over the last 400 swaps", growth, GROWTH_LIMIT),
-                check("file descriptors gained", after["file_descriptors"] - before["file_descriptors"], 0),
+                check(
+                    "file descriptors gained (the pool of Redis connections may fill)",
+                    after["file_descriptors"] - before["file_descriptors"],
+                    _REDIS_CONNECTIONS,
+                ),
                 check("threads gained", after["threads"] - before["threads"], 0),
             ],
         }
