@@ -8,12 +8,15 @@ READY := $(VENV)/.ready
 DATA ?=
 DEMO_EXIT ?=
 DEMO_ARGS ?=
+# make stress ONLY="swap flip": these stress tests; without it all of them
+ONLY ?=
 
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test stress lint clean
 
 help:
 	@echo "make demo    train, build a bundle, start Redis and the service, recall (DATA=log, DEMO_EXIT=1)"
 	@echo "make test    run every test"
+	@echo "make stress  faults and swaps under load on real processes (ONLY=\"swap flip\": these)"
 	@echo "make lint    ruff and mypy"
 	@echo "make venv    only the environment, in $(VENV)"
 	@echo "make clean   remove environment, caches and what the demo wrote"
@@ -33,6 +36,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+stress: $(READY)
+	$(BIN)/python -m loadtest.stress.run $(ONLY)
 
 lint: $(READY)
 	$(BIN)/ruff check .

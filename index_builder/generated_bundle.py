@@ -32,9 +32,13 @@ def generate_bundle(
     index_kind: str = "auto",
     target_overlap: float = 0.99,
     seed: int = 0,
+    item_prefix: str = "item",
     report: Callable[[str], None] = lambda stage: None,
 ) -> str:
-    """Build a bundle of `num_items` generated items in `store`, unpublished; returns its id."""
+    """Build a bundle of `num_items` generated items in `store`, unpublished; returns its id.
+
+    item_prefix: of the item ids, so that bundles can be told apart by what they answer
+    """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     config = {"embedding_dim": dim}
@@ -47,7 +51,7 @@ def generate_bundle(
         model=model,
         model_name="t2diff",
         model_config=config,
-        item_ids=[f"item-{number}" for number in range(num_items)],
+        item_ids=[f"{item_prefix}-{number}" for number in range(num_items)],
         popular=rng.permutation(num_items)[:_NUM_POPULAR].astype(np.int32) + 1,
         canary=[_sequence(rng, num_items) for _ in range(_NUM_CANARIES)],
         metrics={},

@@ -11,8 +11,10 @@ import gc
 import math
 import selectors
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -21,7 +23,7 @@ import psutil
 from yarl import URL
 
 STAGES = ("store", "queue", "tower", "search", "total")
-TIMEOUT, CONNECTION_FAILED, NOT_A_RECALL_ANSWER = -1, -2, -3  # in `status`, beside the HTTP statuses
+TIMEOUT, CONNECTION_FAILED, NOT_A_RECALL_ANSWER, WRONG_ANSWER = -1, -2, -3, -4  # in `status`, beside HTTP's
 MAX_CONNECTIONS = 900  # select() takes file descriptors below 1,024
 _START_DELAY_S = 0.2
 
@@ -37,6 +39,7 @@ class Load:
     timeout_s: float  # counted from the actual send
     max_connections: int
     pin_cpu: int | None  # the generator's CPU, None = wherever the system puts it
+    accepts: Callable[[dict[str, Any]], bool] | None = None  # what an answer must be beside well-formed
 
 
 @dataclass(frozen=True)
@@ -172,25 +175,26 @@ class _Client:
             status = CONNECTION_FAILED
         self.ended[number] = time.monotonic() - self.start
         self.num_ended += 1
-        if status == 200 and not self._note_answer(number, answer, user):
-            status = NOT_A_RECALL_ANSWER
+        if status == 200:
+            status = self._note_answer(number, answer, user)
         self.status[number] = status
         self._note_timing(number, parse_server_timing(timing))
 
-    def _note_answer(self, number: int, body: bytes, user: str) -> bool:
-        """Keep what a 200 says; False when it is not an answer to this question."""
+    def _note_answer(self, number: int, body: bytes, user: str) -> int:
+        """Keep what a 200 says; 200, or why it is not an answer to this question."""
         try:
             answer = orjson.loads(body)
             if answer["user_id"] != user:
-                return False
+                return NOT_A_RECALL_ANSWER
             reason = answer.get("reason")  # only there when the fallback answered
             self.route[number] = self._name(f"{answer['route']} ({reason})" if reason else answer["route"])
             self.bundle[number] = self._name(answer["bundle"])
             self.degraded[number] = answer["degraded"]
             self.short[number] = len(answer["candidates"]) < self.load.top_k and not answer.get("shortfall")
         except (ValueError, KeyError, TypeError):
-            return False
-        return True
+            return NOT_A_RECALL_ANSWER
+        accepts = self.load.accepts
+        return 200 if accepts is None or accepts(answer) else WRONG_ANSWER
 
     def _name(self, name: str | None) -> int:
         return -1 if name is None else self.names.setdefault(name, len(self.names))

@@ -16,6 +16,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from loadtest.generator import (
     NOT_A_RECALL_ANSWER,
     STAGES,
     TIMEOUT,
+    WRONG_ANSWER,
     Load,
     Samples,
     generate,
@@ -34,7 +36,12 @@ from loadtest.histogram import Percentiles, percentiles
 
 MIN_ACHIEVED = 0.99  # of the asked rate
 LATE_MS = 5.0  # the generator is called late when 1 % of its requests left more than this after their time
-_OUTCOMES = {TIMEOUT: "timeout", CONNECTION_FAILED: "connection", NOT_A_RECALL_ANSWER: "not a recall answer"}
+_OUTCOMES = {
+    TIMEOUT: "timeout",
+    CONNECTION_FAILED: "connection",
+    NOT_A_RECALL_ANSWER: "not a recall answer",
+    WRONG_ANSWER: "wrong answer",
+}
 
 Progress = Callable[[int, int, int], None]  # (sent, answered, of)
 
@@ -103,12 +110,17 @@ class Probe:
 
 def run_probe(settings: ProbeSettings, rate: float, progress: Progress | None = None) -> Probe:
     """Ask `rate` requests/s for warm-up + duration from a process of its own; wait for every answer."""
-    samples = _run_generator(draw_up(settings, rate), progress or (lambda sent, answered, of: None))
+    samples = run_generator(draw_up(settings, rate), progress or (lambda sent, answered, of: None))
     return summarise(samples, rate=rate, warmup_s=settings.warmup_s, duration_s=settings.duration_s)
 
 
-def draw_up(settings: ProbeSettings, rate: float) -> Load:
-    """When to send and whom to ask for; the same for the same settings. rate: requests/s"""
+def draw_up(
+    settings: ProbeSettings, rate: float, accepts: Callable[[dict[str, Any]], bool] | None = None
+) -> Load:
+    """When to send and whom to ask for; the same for the same settings.
+
+    rate: requests/s   accepts: what an answer must be beside well-formed
+    """
     offsets = ARRIVALS[settings.arrivals](rate, settings.warmup_s + settings.duration_s, settings.seed)
     if not (offsets >= settings.warmup_s).any():
         raise LoadtestError(
@@ -122,6 +134,7 @@ def draw_up(settings: ProbeSettings, rate: float) -> Load:
         timeout_s=settings.timeout_ms / 1e3,
         max_connections=settings.max_connections,
         pin_cpu=settings.pin_cpu,
+        accepts=accepts,
     )
 
 
@@ -161,7 +174,8 @@ def summarise(samples: Samples, *, rate: float, warmup_s: float, duration_s: flo
     )
 
 
-def _run_generator(load: Load, progress: Progress) -> Samples:
+def run_generator(load: Load, progress: Progress) -> Samples:
+    """Run a load in a process of its own and wait for every answer."""
     spawn = multiprocessing.get_context("spawn")  # a clean process: no inherited threads, sockets or heap
     receiver, sender = spawn.Pipe(duplex=False)
     process = spawn.Process(target=generate, args=(load, sender), daemon=True)

@@ -21,6 +21,7 @@ from service.errors import CONTENT_TYPE, ServiceError, invalid_input, problem, r
 from service.errors import shorten as shortened
 from service.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from service.middleware import (
+    ARM_HEADER,
     SCOPE_KEY,
     Application,
     Receive,
@@ -123,17 +124,23 @@ class _Routes:
         return {name: getattr(self, name) for name in OPERATIONS}
 
     async def recall(self, request: Request) -> Response:
-        """Candidates for one user."""
+        """Candidates for one user.
+
+        While an experiment runs, the header X-Experiment-Arm names an arm in place of the user's own.
+        """
         return Response(await self.answer(_context(request), request.receive), media_type=_JSON)
 
     async def answer(self, context: RequestContext, receive: Receive) -> bytes:
         """The body of POST /recall. Raises ServiceError."""
         deadline = deadline_of(context, self._settings.deadline_ms)
         asked = parse(RECALL_REQUEST, await self._body(context, receive))
-        recalled = await self._service.recall(asked, deadline)
+        recalled = await self._service.recall(asked, deadline, context.headers.get(ARM_HEADER))
         context.timings = recalled.timings
         context.batch_size = recalled.batch_size
         context.bundle = recalled.bundle
+        context.arm = recalled.arm
+        if recalled.afterwards is not None:
+            context.afterwards += (recalled.afterwards,)
         return orjson.dumps(recalled.document(context.request_id))
 
     async def recall_batch(self, request: Request) -> Response:
@@ -169,8 +176,9 @@ class _Routes:
         return _json({"status": "ok"})
 
     async def model(self, request: Request) -> Response:
-        """The bundle that is being served."""
+        """The bundle that is being served, the control's in an experiment, and the arms."""
         engine = self._service.engine
+        arms = self._service.arms
         manifest = engine.bundle.manifest
         return _json(
             {
@@ -183,6 +191,7 @@ class _Routes:
                 "index": manifest["index"],
                 "num_items": len(engine.bundle.item_ids),
                 "metrics": manifest["offline_metrics"],
+                **({} if arms is None else {"experiment": arms.document()}),
             }
         )
 
@@ -201,9 +210,11 @@ async def _member(
     try:
         if isinstance(asked, Refused):
             raise invalid_input(asked.error)
-        recalled: Recalled = await service.recall(asked, deadline)
+        recalled: Recalled = await service.recall(asked, deadline, context.headers.get(ARM_HEADER))
     except ServiceError as error:
         return {"status": error.status, "problem": error.problem()}
+    if recalled.afterwards is not None:
+        context.afterwards += (recalled.afterwards,)
     return {"status": 200, "answer": recalled.document(context.request_id)}
 
 

@@ -4,7 +4,11 @@ There is no timer: a request that finds the device idle runs at once, and while 
 queues up is the next batch. The queue is bounded (429). A request whose caller went away, whose deadline
 passed, or whose deadline lies nearer than a batch has lately taken leaves the queue without taking a
 place in a batch: under overload the device works only on what can still be in time. Members of a batch
-share one engine, hence one bundle: a request that arrives after a swap waits for the next batch.
+share one engine, hence one bundle: the oldest request says which, and those of its engine join it from
+wherever they stand in the queue. So arms that alternate still make full batches, and none of them starves.
+
+What nobody waits for (another arm's answer, for comparison) runs one at a time, while no request waits, in
+a quarter of the device's time at most.
 """
 
 from __future__ import annotations
@@ -24,6 +28,11 @@ from service.errors import DeadlineExceededError, EngineFailedError, QueueFullEr
 
 logger = logging.getLogger("t2diff.batcher")
 _ESTIMATE_WEIGHT = 0.25
+_LOOK_AHEAD = 1024
+"""How many places of the queue are searched for members of one batch; it is locked meanwhile."""
+MAX_IDLE_QUEUE = 64
+_IDLE_SHARE = 0.25
+"""Of the device's time: a request finds it busy with what nobody waits for no more often than that."""
 
 Request = TypeVar("Request", contravariant=True)
 Answer = TypeVar("Answer", covariant=True)
@@ -71,6 +80,8 @@ class Batcher(Generic[Request, Answer]):
         self._on_batch = on_batch
         self._wake = threading.Condition()
         self._queue: deque[_Entry] = deque()
+        self._idle_queue: deque[_Entry] = deque()  # runs while `_queue` is empty, not before `_idle_from`
+        self._idle_from = 0.0
         self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._closing = False
         self._busy_since: float | None = None
@@ -119,6 +130,31 @@ class Batcher(Generic[Request, Answer]):
         finally:
             timer.cancel()
 
+    async def submit_when_idle(
+        self, engine: BatchEngine[Request, Answer], request: Request, deadline: Deadline
+    ) -> Batched[Answer]:
+        """Run `request` on `engine` alone, once no request waits for the device; `on_batch` does not see it.
+
+        A request that arrives meanwhile waits for this one computation. Raises as `submit` does: it is too
+        late when the device found no time before the deadline.
+        """
+        entry = _Entry(engine, request, deadline, time.monotonic(), self._loop.create_future())
+        with self._wake:
+            if self._closing:
+                raise ShuttingDownError("the service is shutting down")
+            if len(self._idle_queue) >= MAX_IDLE_QUEUE:
+                raise QueueFullError(MAX_IDLE_QUEUE)
+            self._idle_queue.append(entry)
+            self._wake.notify()
+        try:
+            async with asyncio.timeout_at(deadline.at):
+                return await entry.future
+        except TimeoutError:
+            raise _late() from None
+        finally:
+            with self._wake, contextlib.suppress(ValueError):
+                self._idle_queue.remove(entry)  # it may hold the last reference to an engine
+
     async def call(self, function: Callable[[], Result]) -> Result:
         """Run `function` on the device thread, between two batches."""
         future: asyncio.Future[Result] = self._loop.create_future()
@@ -137,8 +173,10 @@ class Batcher(Generic[Request, Answer]):
         await asyncio.to_thread(self._thread.join, timeout_s)
         error = ShuttingDownError("the service shut down before this request had its turn")
         with self._wake:
-            futures = [entry.future for entry in self._queue] + [future for _, future in self._calls]
+            futures = [entry.future for entry in [*self._queue, *self._idle_queue]]
+            futures += [future for _, future in self._calls]
             self._queue.clear()
+            self._idle_queue.clear()
             self._calls.clear()
         _deliver([(future, None, error) for future in futures])
 
@@ -159,16 +197,25 @@ class Batcher(Generic[Request, Answer]):
         while True:
             with self._wake:
                 while not (self._queue or self._calls or self._closing):
-                    self._wake.wait()
-                if not (self._queue or self._calls):
+                    rest = self._idle_from - time.monotonic() if self._idle_queue else None
+                    if rest is not None and rest <= 0:
+                        break
+                    self._wake.wait(rest)
+                if self._closing and not (self._queue or self._calls):
                     return
+                idle = not (self._queue or self._calls)
                 call = self._calls.popleft() if self._calls else None
-                batch, expired = ([], []) if call else self._take()
+                batch, expired = ([], []) if call else self._take_idle() if idle else self._take()
                 started = time.monotonic()
                 self._busy_since = started if batch else None
             outcomes: list[_Outcome] = [(entry.future, None, _late()) for entry in expired]
-            outcomes += _run_call(*call) if call else _run_batch(batch, started, self._on_batch)
-            self._learn(time.monotonic() - started if batch else None, turned_away=len(expired))
+            on_batch = None if idle else self._on_batch
+            outcomes += _run_call(*call) if call else _run_batch(batch, started, on_batch)
+            ended = time.monotonic()
+            if idle:
+                self._idle_from = ended + (ended - started) * (1 / _IDLE_SHARE - 1)
+            else:
+                self._learn(ended - started if batch else None, turned_away=len(expired))
             del call, batch, expired  # hold no engine while idle: a swapped one must be free to go
             self._busy_since = None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -183,18 +230,31 @@ class Batcher(Generic[Request, Answer]):
             self._expected_seconds /= 2
 
     def _take(self) -> tuple[list[_Entry], list[_Entry]]:
-        """The next batch: from the head of the queue, one engine, without the expired."""
+        """The next batch: the oldest request and those of its engine, oldest first, without the expired."""
         batch: list[_Entry] = []
         expired: list[_Entry] = []
+        others: list[_Entry] = []  # of other engines: they go back to the head, in their order
         in_time = time.monotonic() + self._expected_seconds
-        while self._queue and len(batch) < self._max_batch:
-            if batch and self._queue[0].engine is not batch[0].engine:
-                break
+        while self._queue and len(batch) < self._max_batch and len(others) < _LOOK_AHEAD:
             entry = self._queue.popleft()
             if entry.future.done():
                 continue
-            (expired if entry.deadline.at <= in_time else batch).append(entry)
+            if entry.deadline.at <= in_time:
+                expired.append(entry)
+            elif batch and entry.engine is not batch[0].engine:
+                others.append(entry)
+            else:
+                batch.append(entry)
+        self._queue.extendleft(reversed(others))
         return batch, expired
+
+    def _take_idle(self) -> tuple[list[_Entry], list[_Entry]]:
+        """The oldest of what nobody waits for, alone."""
+        while self._idle_queue:
+            entry = self._idle_queue.popleft()
+            if not entry.future.done():
+                return [entry], []
+        return [], []
 
 
 _Outcome = tuple[asyncio.Future[Any], Any, Exception | None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import NoReturn
 
 from service.settings import ServiceSettings, SettingsError, load_settings
@@ -30,7 +31,8 @@ def _run(settings: ServiceSettings) -> None:
     stop_logging = start_logging(settings.log_level)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, announce=_announce))
+            reread = None if settings.config is None else partial(load_settings, sys.argv[1:])
+            runner.run(serve(settings, announce=_announce, reread=reread))
     except (StartError, EmbeddedRedisError, ValueError) as error:
         _fail(error)
     finally:

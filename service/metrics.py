@@ -28,6 +28,8 @@ from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from service.arm_metrics import ArmFamilies
+
 PREFIX = "t2diff"
 STAGES = ("store", "queue", "tower", "search", "total")
 BUCKETS_S = (
@@ -109,6 +111,7 @@ class Metrics:
             f"{PREFIX}_reloads_total", "Bundle reloads by outcome.", ["outcome"], registry=registry
         )
         self.ready = Gauge(f"{PREFIX}_ready", "1 when requests are welcome.", registry=registry)
+        self.arms = ArmFamilies(registry, PREFIX, BUCKETS_S)
         for operation in ("read", "write"):
             self.set_breaker(operation, "closed")
         for outcome in ("loaded", "refused"):

@@ -25,7 +25,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SCOPE_KEY = "t2diff"
 MAX_REQUEST_ID_LENGTH = 128
-_HEADERS = frozenset({b"x-request-id", b"x-deadline-ms", b"content-length", b"content-type"})
+ARM_HEADER = b"x-experiment-arm"
+_HEADERS = frozenset({b"x-request-id", b"x-deadline-ms", b"content-length", b"content-type", ARM_HEADER})
 
 logger = logging.getLogger("t2diff.request")
 
@@ -36,6 +37,7 @@ class RequestContext:
 
     started: `time.monotonic` seconds   headers: the few that the service reads
     timings: stage -> seconds, in the order in which they are shown
+    arm: of the running experiment   afterwards: what to do once the answer was sent
     """
 
     request_id: str
@@ -45,6 +47,8 @@ class RequestContext:
     bundle: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
     batch_size: int | None = None
+    arm: str | None = None
+    afterwards: tuple[Callable[[], None], ...] = ()
 
     def server_timing(self, total_seconds: float) -> bytes:
         """The header's value, in milliseconds (W3C Server Timing)."""
@@ -90,6 +94,8 @@ class RequestMiddleware:
 
         try:
             await self._app(scope, receive, send_with_headers)
+            for begin in context.afterwards:
+                begin()
         except Exception:
             logger.exception("a request failed unexpectedly", extra={"request_id": context.request_id})
             if started:
@@ -120,6 +126,8 @@ def _log_fields(context: RequestContext, status: int, total: float) -> dict[str,
         "bundle": context.bundle,
         "total_ms": round(total * 1000, 3),
     }
+    if context.arm is not None:
+        fields["arm"] = context.arm
     fields.update({f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in context.timings.items()})
     return fields
 

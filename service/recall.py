@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from model.batch import UNKNOWN_TIME, Sequence
-from service.batcher import Batcher
+from service.arms import Arms, Taken
+from service.batcher import Batched, Batcher
+from service.comparisons import Answered, Ask, Comparisons
 from service.deadline import Deadline
 from service.engine import Engine, EngineAnswer, EngineRequest
 from service.errors import (
     DeadlineExceededError,
     EngineFailedError,
     InvalidFieldsError,
+    InvalidHeaderError,
     NoBundleError,
     ShuttingDownError,
     StoreUnavailableError,
 )
+from service.experiments import Experiment
 from service.metrics import Metrics
 from service.packed_sequence import StoredSequence
 from service.popular import ROUTE, popular_candidates
@@ -41,7 +47,10 @@ _NONE = StoredSequence([], [])
 
 @dataclass(slots=True)
 class Recalled:
-    """One answer. timings: stage -> seconds; tower and search are those of the whole batch."""
+    """One answer. timings: stage -> seconds; tower and search are those of the whole batch.
+
+    experiment, arm: None when no experiment runs   afterwards: to be called once the answer was sent
+    """
 
     user_id: str
     bundle: str
@@ -53,6 +62,9 @@ class Recalled:
     shortfall: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
     batch_size: int | None = None
+    experiment: str | None = None
+    arm: str | None = None
+    afterwards: Callable[[], None] | None = None
 
     def document(self, request_id: str) -> dict[str, Any]:
         """The body of `schemas.RecallAnswer`."""
@@ -71,6 +83,9 @@ class Recalled:
             document["reason"] = self.reason
         if self.shortfall is not None:
             document["shortfall"] = self.shortfall
+        if self.arm is not None:
+            document["experiment"] = self.experiment
+            document["arm"] = self.arm
         return document
 
 
@@ -90,17 +105,51 @@ class RecallService:
         self.metrics = metrics
         self._batcher = batcher
         self._engine: Engine | None = None
+        self.arms: Arms | None = None
+        self.comparisons = Comparisons()
         self.draining = False
 
     @property
     def engine(self) -> Engine:
-        """What answers from now on. Raises NoBundleError before the first one is loaded."""
+        """What answers from now on, the control's in an experiment.
+
+        Raises NoBundleError before the first one is loaded.
+        """
         if self._engine is None:
             raise NoBundleError("no bundle is loaded yet; publish one to the store or wait for the load")
         return self._engine
 
     def swap(self, engine: Engine) -> None:
-        """Answer with `engine` from now on; requests under way keep the one they began with."""
+        """Answer with `engine`, the current bundle's, from now on; in an experiment, in arms that name it.
+
+        Requests under way keep the one they began with.
+        """
+        if self.arms is not None:
+            self.arms.swap_current(engine)
+            engine = self.arms.control.engine
+        self._answer_with(engine)
+
+    def run_experiment(self, experiment: Experiment | None, engines: Mapping[str, Engine]) -> None:
+        """Let the arms of `experiment` answer from now on, or one engine alone.
+
+        engines: bundle as the arms name it -> engine; without an experiment the one of `current`
+        """
+        self.metrics.arms.clear()
+        if experiment is None:
+            self.arms = None
+            (engine,) = engines.values()
+        else:
+            self.arms = Arms(experiment, engines, self.metrics.arms)
+            engine = self.arms.control.engine
+        self._answer_with(engine)
+
+    def engines(self) -> Collection[Engine]:
+        """Every engine that answers, each once."""
+        if self.arms is not None:
+            return list(self.arms.engines())
+        return [] if self._engine is None else [self._engine]
+
+    def _answer_with(self, engine: Engine) -> None:
         self._engine = engine
         manifest = engine.bundle.manifest
         self.metrics.set_bundle(
@@ -124,15 +173,20 @@ class RecallService:
         """Whether the device thread is gone or has been in one batch for too long."""
         return not self._batcher.alive or self._batcher.busy_seconds > self.settings.wedge_timeout_s
 
-    async def recall(self, request: RecallRequest, deadline: Deadline) -> Recalled:
-        """Answer one request.
+    async def recall(
+        self, request: RecallRequest, deadline: Deadline, arm_header: bytes | None = None
+    ) -> Recalled:
+        """Answer one request.   arm_header: X-Experiment-Arm, in place of the arm of the user's share
 
-        Raises NoBundleError, QueueFullError, ShuttingDownError, and DeadlineExceededError when the
-        settings ask for an error rather than the fallback.
+        Raises NoBundleError, QueueFullError, ShuttingDownError, InvalidHeaderError, and
+        DeadlineExceededError when the settings ask for an error rather than the fallback.
         """
-        engine = self.engine
+        taken = None
+        if self.arms is not None or arm_header is not None:
+            taken = self._take_arm(request.user_id, arm_header)
+        engine = self.engine if taken is None else taken.engine
         timings: dict[str, float] = {}
-        behaviours = _NONE
+        behaviours, sequence = _NONE, None
         try:
             behaviours = await self._behaviours(request, deadline, timings)
             known, sequence = self._known_sequence(engine, behaviours)
@@ -153,6 +207,9 @@ class RecallService:
             recalled = _popular(engine, request, behaviours, reason="deadline", degraded=True)
         recalled.timings = timings
         self._account(engine, request, recalled)
+        if taken is not None:
+            now = UNKNOWN_TIME if sequence is None else sequence.request_time
+            self._note_arm(taken, recalled, partial(self._ask_when_idle, request, behaviours, now))
         return recalled
 
     async def append(self, events: Collection[Event], deadline: Deadline) -> int:
@@ -180,6 +237,40 @@ class RecallService:
             raise
         self.metrics.events.inc(len(stored))
         return len(stored)
+
+    def _take_arm(self, user_id: str, header: bytes | None) -> Taken:
+        if self.arms is None:
+            raise InvalidHeaderError("X-Experiment-Arm: no experiment runs here; leave the header out")
+        return self.arms.take(user_id, header)
+
+    def _note_arm(self, taken: Taken, recalled: Recalled, ask: Ask) -> None:
+        """Say which arm answered, count it, and have it compared once the answer is on its way."""
+        arms, arm, _, by = taken
+        recalled.experiment, recalled.arm = arms.experiment.name, arm.settings.name
+        arm.metrics.count_recall(by, timings=recalled.timings, fallback_reason=recalled.reason)
+        if recalled.reason is not None:
+            return
+        chosen = arms.comparisons(arm)
+        if chosen:
+            answered = Answered(recalled.item_ids, recalled.scores, ask)
+            recalled.afterwards = partial(self.comparisons.begin, chosen, answered)
+
+    async def _ask_when_idle(
+        self,
+        request: RecallRequest,
+        behaviours: StoredSequence,
+        request_time: int,
+        engine: Engine,
+        deadline: Deadline,
+    ) -> Batched[EngineAnswer] | None:
+        """What another engine says to a request that was answered; None when it knows none of its items."""
+        known, sequence = self._known_sequence(engine, behaviours)
+        if sequence is None:
+            return None
+        sequence = sequence._replace(request_time=request_time)
+        exclude = _excluded_indices(engine, request, known)
+        asked = EngineRequest(request.user_id, request.seed, sequence, request.top_k, exclude)
+        return await self._batcher.submit_when_idle(engine, asked, deadline)
 
     async def _behaviours(
         self, request: RecallRequest, deadline: Deadline, timings: dict[str, float]

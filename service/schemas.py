@@ -159,6 +159,8 @@ class RecallAnswer(BaseModel):
     reason: str | None = Field(None, description="Why the fallback answered; only there when it did.")
     candidates: list[Candidate]
     shortfall: str | None = Field(None, description="Why there are fewer than top_k; only there when so.")
+    experiment: str | None = Field(None, description="Only there while an experiment runs.")
+    arm: str | None = Field(None, description="Which arm of the experiment answered.")
 
 
 class FieldProblem(BaseModel):
@@ -210,6 +212,25 @@ class Health(BaseModel):
     reason: str | None = None
 
 
+class ArmInfo(BaseModel):
+    """One arm of the running experiment."""
+
+    name: str
+    bundle: str
+    follows_current: bool = Field(description="Whether it moves with the store's pointer.")
+    share: float = Field(description="Percent of the users; of a shadow, of the control's requests.")
+    shadow: bool = Field(description="Asked as well, and never answering.")
+    model: str
+    tower_engine: str
+
+
+class ExperimentInfo(BaseModel):
+    """The running experiment; its first arm is the control."""
+
+    name: str
+    arms: list[ArmInfo]
+
+
 class ModelInfo(BaseModel):
     """What is being served."""
 
@@ -222,3 +243,4 @@ class ModelInfo(BaseModel):
     index: dict[str, Any] = Field(description="Kind and measured overlap with exact search.")
     num_items: int
     metrics: dict[str, Any] = Field(description="Offline metrics of the model when it was trained.")
+    experiment: ExperimentInfo | None = Field(None, description="Only there while one runs.")

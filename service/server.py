@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from service.app import create_admin_app, create_app
+from service.arms import Arms
 from service.batcher import Batcher
 from service.embedded_redis import EmbeddedRedis
 from service.engine import EngineAnswer, EngineRequest, choose_device, set_threads
@@ -30,7 +31,7 @@ from service.middleware import Application
 from service.recall import RecallService
 from service.reloader import Reloader
 from service.sequence_store import SequenceStore, options_of
-from service.settings import ServiceSettings, environment_variable_of, flag_of
+from service.settings import ServiceSettings, SettingsError, environment_variable_of, flag_of
 
 logger = logging.getLogger("t2diff.server")
 SWITCH_INTERVAL_S = 0.0005
@@ -43,10 +44,16 @@ class StartError(RuntimeError):
     """The service cannot start; the message is one line for people."""
 
 
-async def serve(settings: ServiceSettings, *, announce: Callable[[str], None]) -> None:
+async def serve(
+    settings: ServiceSettings,
+    *,
+    announce: Callable[[str], None],
+    reread: Callable[[], ServiceSettings] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    announce: gets what a person should read once requests are welcome.
+    announce: gets what a person should read once requests are welcome
+    reread: the settings as they are now, asked for on SIGHUP; their experiment is taken over
     Raises StartError, EmbeddedRedisError or ValueError when the service cannot start.
     """
     stop = _stop_signal()
@@ -66,6 +73,7 @@ async def serve(settings: ServiceSettings, *, announce: Callable[[str], None]) -
             await _started(servers, running)
             polling = asyncio.create_task(reloader.poll())
             service.metrics.ready.set(1)
+            _on_hangup(service, reloader, reread)
             announce(_greeting(settings, service, _url(public), _url(admin), redis_shown))
             await asyncio.wait([stop, *running], return_when=asyncio.FIRST_COMPLETED)
             polling.cancel()
@@ -90,18 +98,26 @@ async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService
         metrics.device_busy.set_function(lambda: batcher.busy_seconds)
         service = RecallService(settings, store=store, batcher=batcher, metrics=metrics)
         reloader = Reloader(
-            settings, device=device, metrics=metrics, on_loaded=service.swap, on_device=batcher.call
+            settings,
+            device=device,
+            metrics=metrics,
+            on_loaded=service.swap,
+            on_device=batcher.call,
+            on_experiment=service.run_experiment,
+            in_use=service.engines,
         )
         try:
-            first = await reloader.check()
+            first = await reloader.run(settings.experiment)
             if first["outcome"] != "loaded":
-                raise StartError(f"bundles (--bundles, T2DIFF_BUNDLES): {first['reason']}")
+                name = "bundles" if settings.experiment is None else "experiment"
+                raise StartError(f"{_named(name)}: {first['reason']}")
             gc.collect()
             gc.freeze()  # what lives as long as the bundle need not be looked at again and again
             if not await _reachable(store):
                 redis_shown += ", not reachable now: the fallback answers until it is"
             yield service, reloader, redis_shown
         finally:
+            await service.comparisons.close()
             await batcher.close(timeout_s=1.5)  # requests are answered: only a wedged one is left
             await store.close()
 
@@ -179,6 +195,31 @@ async def _drain(
         await task
 
 
+def _on_hangup(
+    service: RecallService, reloader: Reloader, reread: Callable[[], ServiceSettings] | None
+) -> None:
+    """SIGHUP: run the experiment that the settings file holds now; a wrong one changes nothing."""
+    if reread is None:
+        return
+    running: set[asyncio.Task[object]] = set()
+
+    async def take_over() -> None:
+        try:
+            changed = reread()
+        except SettingsError as error:
+            service.metrics.count_reload("refused")
+            logger.error("settings refused", extra={"reason": str(error)})
+            return
+        await reloader.run(changed.experiment)
+
+    def begin() -> None:
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(take_over())
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, begin)
+
+
 def _stop_signal() -> asyncio.Future[None]:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[None] = loop.create_future()
@@ -195,7 +236,7 @@ def _stop_signal() -> asyncio.Future[None]:
 @contextlib.contextmanager
 def _bound(host: str, port: int, setting: str) -> Iterator[socket.socket]:
     """A socket bound but not yet listening: a taken port shows before anything else is started."""
-    where = f"{setting} ({flag_of(setting)}, {environment_variable_of(setting)})"
+    where = _named(setting)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -207,6 +248,10 @@ def _bound(host: str, port: int, setting: str) -> Iterator[socket.socket]:
         raise StartError(f"{where}: cannot listen on {host}:{port}: {error.strerror or error}") from None
     with bound:
         yield bound
+
+
+def _named(setting: str) -> str:
+    return f"{setting} ({flag_of(setting)}, {environment_variable_of(setting)})"
 
 
 def _url(bound: socket.socket) -> str:
@@ -226,6 +271,13 @@ def _greeting(
         f"{bundle.index.kind} index",
         "device": f"{engine.device}, {settings.torch_threads} thread(s)",
         "tower": f"engine {engine.tower.name}",
+        **({} if service.arms is None else {"arms": _shown_arms(service.arms)}),
         "redis": redis_shown,
     }
     return "\n".join(["t2diff-serve is ready", *(f"  {name:<7} {text}" for name, text in lines.items())])
+
+
+def _shown_arms(arms: Arms) -> str:
+    shown = arms.document()
+    each = [f"{arm['name']} {arm['share']:g} %{' shadow' * arm['shadow']}" for arm in shown["arms"]]
+    return f"experiment {shown['name']}: {', '.join(each)}"

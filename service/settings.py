@@ -23,6 +23,8 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError as SourceError
 
+from service.experiments import Experiment
+
 ENVIRONMENT_PREFIX = "T2DIFF_"
 
 
@@ -129,6 +131,9 @@ class ServiceSettings(BaseSettings):
         90.0, gt=0, le=36_500, description="A user without new events is forgotten after this."
     )
 
+    experiment: Experiment | None = Field(
+        None, description="Bundles served side by side, a table of the settings file; see Experiments."
+    )
     reload_poll_s: float = Field(
         5.0, ge=0, le=86_400, description="How often the store is asked for a newer bundle; 0 never."
     )
@@ -222,12 +227,14 @@ def _one_line(error: ValidationError) -> str:
     for entry in error.errors(include_url=False, include_context=False):
         name = str(entry["loc"][0]) if entry["loc"] else "settings"
         known = name in ServiceSettings.model_fields
-        where = f"{name} ({flag_of(name)}, {environment_variable_of(name)})" if known else name
+        within = "".join(f".{part}" for part in entry["loc"][1:])
+        where = f"{name}{within} ({flag_of(name)}, {environment_variable_of(name)})" if known else name
         if entry["type"] == "missing":
             problems.append(f"{where}: is required")
         elif entry["type"] == "extra_forbidden":
             problems.append(f"{where}: there is no such setting; see --help")
         else:
-            value = "" if name == "redis_url" else f"got {str(entry['input'])[:80]!r}: "
+            hidden = name == "redis_url" or isinstance(entry["input"], dict)
+            value = "" if hidden else f"got {str(entry['input'])[:80]!r}: "
             problems.append(f"{where}: {value}{entry['msg'].removeprefix('Value error, ')}")
     return "; ".join(problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import random
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from service.batcher import Batcher
+from service.batcher import MAX_IDLE_QUEUE, Batcher
 from service.deadline import Deadline
 from service.errors import DeadlineExceededError, EngineFailedError, QueueFullError, ShuttingDownError
 
@@ -217,8 +218,131 @@ async def test_a_batch_never_mixes_engines(batcher: Batcher[Any, Any]) -> None:
     gate.opened.set()
     answers = [(await task).answer for task in tasks]
     assert answers == [(engine.name, n) for n, engine in enumerate(order)]
-    assert (old.batches, new.batches) == ([[0, 1], [4]], [[2, 3]])
+    assert (old.batches, new.batches) == ([[0, 1, 4]], [[2, 3]])
     await first
+
+
+async def test_engines_that_alternate_in_the_queue_still_make_full_batches(anyio_backend: object) -> None:
+    batcher: Batcher[Any, Any] = Batcher(max_batch=8, max_queue=100)
+    gate, first = await occupied(batcher)
+    arms = [Echo("a"), Echo("b"), Echo("c")]
+    order = [arms[n % 3] for n in range(48)]
+    tasks = [asyncio.create_task(batcher.submit(e, n, IN_TIME)) for n, e in enumerate(order)]
+    await queued(batcher, 48)
+    gate.opened.set()
+    await asyncio.gather(first, *tasks)
+    for number, arm in enumerate(arms):
+        assert arm.batches == [list(range(number, 24, 3)), list(range(24 + number, 48, 3))]
+    await batcher.close()
+
+
+async def test_the_oldest_request_goes_next_however_many_of_another_engine_wait(
+    anyio_backend: object,
+) -> None:
+    batcher: Batcher[Any, Any] = Batcher(max_batch=4, max_queue=100)
+    gate, first = await occupied(batcher)
+    log: list[tuple[str, list[Any]]] = []
+
+    class Noting(Echo):
+        def recall(self, requests: Sequence[Any]) -> Sequence[Any]:
+            log.append((self.name, list(requests)))
+            return super().recall(requests)
+
+    many, rare = Noting("many"), Noting("rare")
+    order = [many, rare, *[many] * 20, rare, *[many] * 5]
+    tasks = [asyncio.create_task(batcher.submit(e, n, IN_TIME)) for n, e in enumerate(order)]
+    await queued(batcher, len(order))
+    gate.opened.set()
+    await asyncio.gather(first, *tasks)
+    assert log[:2] == [("many", [0, 2, 3, 4]), ("rare", [1, 22])], "the rare one goes second, its fellow too"
+    assert [request for name, batch in log if name == "many" for request in batch] == [
+        n for n, engine in enumerate(order) if engine is many
+    ]
+    await batcher.close()
+
+
+async def test_what_nobody_waits_for_runs_alone_and_only_while_no_request_waits(
+    batcher: Batcher[Any, Any],
+) -> None:
+    gate, first = await occupied(batcher)
+    log: list[tuple[str, list[Any]]] = []
+
+    class Noting(Echo):
+        def recall(self, requests: Sequence[Any]) -> Sequence[Any]:
+            log.append((self.name, list(requests)))
+            return super().recall(requests)
+
+    idle, busy = Noting("idle"), Noting("busy")
+    background = [asyncio.create_task(batcher.submit_when_idle(idle, n, IN_TIME)) for n in range(3)]
+    await asyncio.sleep(0)
+    waited_for = [asyncio.create_task(batcher.submit(busy, n, IN_TIME)) for n in range(6)]
+    await queued(batcher, 6)
+    gate.opened.set()
+    await asyncio.gather(first, *waited_for, *background)
+    assert log == [
+        ("busy", [0, 1, 2, 3]),
+        ("busy", [4, 5]),
+        ("idle", [0]),
+        ("idle", [1]),
+        ("idle", [2]),
+    ]
+
+
+async def test_what_nobody_waits_for_takes_a_quarter_of_the_device_at_most(
+    batcher: Batcher[Any, Any],
+) -> None:
+    """Between two such computations the device rests three times as long as the first one took."""
+    times: list[tuple[float, float]] = []
+
+    class Slow(Echo):
+        def recall(self, requests: Sequence[Any]) -> Sequence[Any]:
+            began = time.monotonic()
+            time.sleep(0.03)
+            times.append((began, time.monotonic()))
+            return super().recall(requests)
+
+    slow = Slow()
+    await asyncio.gather(*(batcher.submit_when_idle(slow, n, IN_TIME) for n in range(5)))
+    for (began, ended), (next_began, _) in itertools.pairwise(times):
+        assert next_began - ended >= 2.99 * (ended - began)
+
+
+async def test_what_nobody_waits_for_is_bounded_in_number_and_in_time_and_then_holds_no_engine(
+    batcher: Batcher[Any, Any],
+) -> None:
+    gate, first = await occupied(batcher)
+    engine = Echo()
+    soon = Deadline(time.monotonic() + 0.3)
+    tasks = [
+        asyncio.create_task(batcher.submit_when_idle(engine, n, soon)) for n in range(MAX_IDLE_QUEUE + 5)
+    ]
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results].count(QueueFullError) == 5
+    assert [type(result) for result in results].count(DeadlineExceededError) == MAX_IDLE_QUEUE
+    gone = weakref.ref(engine)
+    del engine, tasks, results
+    give_up = time.monotonic() + 2
+    while gone() is not None:
+        assert time.monotonic() < give_up, "given up, and still holding a bundle"
+        await asyncio.sleep(0.01)
+        gc.collect()
+    gate.opened.set()
+    await first
+
+
+async def test_closing_does_not_wait_for_what_nobody_waits_for() -> None:
+    batcher: Batcher[Any, Any] = Batcher(max_batch=2, max_queue=10)
+    gate, first = await occupied(batcher)
+    idle = Echo("idle")
+    background = asyncio.create_task(batcher.submit_when_idle(idle, "a", IN_TIME))
+    await asyncio.sleep(0.01)
+    closing = asyncio.create_task(batcher.close(timeout_s=20))
+    await asyncio.sleep(0.01)
+    gate.opened.set()
+    await asyncio.gather(first, closing)
+    with pytest.raises(ShuttingDownError):
+        await background
+    assert idle.batches == []
 
 
 async def test_everything_runs_on_one_thread_that_is_not_the_event_loop(batcher: Batcher[Any, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from index_builder.bundle import load_bundle
 from index_builder.publish import Store
 from service.engine import Engine
+from service.experiments import Experiment
 from service.metrics import Metrics
 from service.reloader import Reloader
 from service.settings import ServiceSettings
@@ -32,6 +33,8 @@ class Loaded:
 
     def __init__(self, store: Store, **settings: Any) -> None:
         self.engines: list[Engine] = []
+        self.by_bundle: dict[str, Engine] = {}
+        self.experiment: Experiment | None = None
         self.metrics = Metrics()
 
         async def on_device(function: Callable[[], Engine]) -> Engine:
@@ -43,7 +46,12 @@ class Loaded:
             metrics=self.metrics,
             on_loaded=self.engines.append,
             on_device=on_device,
+            on_experiment=self._run,
+            in_use=lambda: list(self.by_bundle.values()),
         )
+
+    def _run(self, experiment: Experiment | None, engines: Mapping[str, Engine]) -> None:
+        self.experiment, self.by_bundle = experiment, dict(engines)
 
     @property
     def served(self) -> list[str]:
@@ -152,3 +160,84 @@ async def test_loading_does_not_run_on_the_event_loop(
     await Loaded(own_store).reloader.check()
     assert len(threads) == 1
     assert threads[0] != threading.get_ident()
+
+
+def experiment(*bundles: str) -> Experiment:
+    arms = [
+        {"name": f"arm{number}", "bundle": bundle, "share": 100.0 if number == 0 else 0.0}
+        for number, bundle in enumerate(bundles)
+    ]
+    return Experiment(name="e", arms=arms)  # type: ignore[arg-type]
+
+
+async def test_each_bundle_of_an_experiment_is_loaded_once(own_store: Store, build: Any) -> None:
+    loaded = Loaded(own_store)
+    other = build(own_store, 1)
+    current = own_store.current()
+    assert current is not None
+    outcome = await loaded.reloader.run(experiment("current", other, other, current))
+    assert outcome == {"outcome": "loaded", "bundle": current}
+    assert set(loaded.by_bundle) == {"current", other, current}
+    assert loaded.by_bundle["current"] is loaded.by_bundle[current]
+    assert loaded.by_bundle[other].bundle.bundle_id == other
+
+
+async def test_an_experiment_that_changes_keeps_the_engines_that_it_still_names(
+    own_store: Store, build: Any
+) -> None:
+    loaded = Loaded(own_store)
+    first, second = build(own_store, 1), build(own_store, 2)
+    await loaded.reloader.run(experiment("current", first))
+    before = dict(loaded.by_bundle)
+    await loaded.reloader.run(experiment("current", second))
+    assert loaded.by_bundle["current"] is before["current"]
+    assert loaded.by_bundle[second].bundle.bundle_id == second
+    await loaded.reloader.run(None)
+    assert loaded.by_bundle == {"current": before["current"]}
+    assert loaded.experiment is None
+
+
+async def test_only_an_arm_that_follows_the_pointer_is_swapped(own_store: Store, build: Any) -> None:
+    loaded = Loaded(own_store)
+    fixed, newer = build(own_store, 1), build(own_store, 2)
+    await loaded.reloader.run(experiment("current", fixed))
+    assert (await loaded.reloader.check())["outcome"] == "unchanged"
+    own_store.publish(newer)
+    assert await loaded.reloader.check() == {"outcome": "loaded", "bundle": newer}
+    assert loaded.served == [newer]
+    own_store.publish(fixed)
+    await loaded.reloader.check()
+    assert loaded.engines[-1] is loaded.by_bundle[fixed], "an arm has this bundle in use already"
+
+
+async def test_without_an_arm_that_follows_it_the_pointer_changes_nothing(
+    own_store: Store, build: Any
+) -> None:
+    loaded = Loaded(own_store)
+    first, second = build(own_store, 1), build(own_store, 2)
+    await loaded.reloader.run(experiment(first, second))
+    own_store.publish(second)
+    assert (await loaded.reloader.check())["outcome"] == "unchanged"
+    assert loaded.engines == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "spoilt"])
+async def test_an_experiment_with_a_bad_bundle_is_refused_whole_and_counted(
+    own_store: Store, build: Any, damage: str
+) -> None:
+    loaded = Loaded(own_store)
+    good, bad = build(own_store, 1), build(own_store, 2)
+    await loaded.reloader.run(experiment("current", good))
+    before = dict(loaded.by_bundle)
+    if damage == "missing":
+        shutil.rmtree(Path(own_store.url) / bad)
+    else:
+        path = Path(own_store.url) / bad / "popular.json"
+        path.write_bytes(path.read_bytes() + b" ")
+    outcome = await loaded.reloader.run(experiment("current", good, bad))
+    assert outcome["outcome"] == "refused"
+    assert outcome["reason"].startswith(f"arm 'arm2', bundle {bad}: ")
+    assert ("no such folder" if damage == "missing" else "popular.json") in outcome["reason"]
+    assert loaded.by_bundle == before
+    assert loaded.counted("refused") == 1
+    assert (await loaded.reloader.check())["outcome"] == "unchanged", "the experiment before it goes on"
