@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from index_builder.bench_command import bench
+from index_builder.delta_commands import add_items, delete_items, show_delta, undelete_items
 from index_builder.publish import BundleSummary, Store
 
 # Building and verifying need torch and FAISS, seconds to import: those imports stand inside the commands,
@@ -156,6 +157,10 @@ def rollback(
     print(f"rolled back from {left} to {opened.rollback(to or None)}")
 
 
+app.command("add-items")(add_items)
+app.command("delete-items")(delete_items)
+app.command("undelete-items")(undelete_items)
+app.command("delta")(show_delta)
 app.command()(bench)
 
 

@@ -35,6 +35,7 @@ class RequestContext:
     """What is known of one request; handlers add to it, the middleware writes it out.
 
     started: `time.monotonic` seconds   headers: the few that the service reads
+    bundle, fallback: what answered, and why if it was the fallback
     timings: stage -> seconds, in the order in which they are shown
     """
 
@@ -43,6 +44,7 @@ class RequestContext:
     headers: dict[bytes, bytes]
     route: str = "other"
     bundle: str | None = None
+    fallback: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
     batch_size: int | None = None
 
@@ -91,7 +93,7 @@ class RequestMiddleware:
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
-            logger.exception("a request failed unexpectedly", extra={"request_id": context.request_id})
+            logger.exception("a request failed unexpectedly", extra=_named(context))
             if started:
                 raise
             await _send_internal_error(context, send_with_headers)
@@ -114,14 +116,19 @@ class RequestMiddleware:
 
 def _log_fields(context: RequestContext, status: int, total: float) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "request_id": context.request_id,
+        **_named(context),
         "route": context.route,
         "status": status,
-        "bundle": context.bundle,
         "total_ms": round(total * 1000, 3),
     }
+    if context.fallback is not None:
+        fields["fallback"] = context.fallback
     fields.update({f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in context.timings.items()})
     return fields
+
+
+def _named(context: RequestContext) -> dict[str, Any]:
+    return {"request_id": context.request_id, "bundle": context.bundle}
 
 
 def _request_id(given: bytes | None) -> str:

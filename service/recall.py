@@ -10,11 +10,12 @@ import asyncio
 import time
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
 
+from index_builder.delta_index import DeltaIndex
 from model.batch import UNKNOWN_TIME, Sequence
 from service.batcher import Batcher
 from service.deadline import Deadline
@@ -24,6 +25,7 @@ from service.errors import (
     EngineFailedError,
     InvalidFieldsError,
     NoBundleError,
+    ServiceError,
     ShuttingDownError,
     StoreUnavailableError,
 )
@@ -103,6 +105,7 @@ class RecallService:
         """Answer with `engine` from now on; requests under way keep the one they began with."""
         self._engine = engine
         manifest = engine.bundle.manifest
+        self.metrics.set_delta(engine.num_new_items, engine.num_deleted_items)
         self.metrics.set_bundle(
             {
                 "bundle": engine.bundle.bundle_id,
@@ -141,16 +144,26 @@ class RecallService:
                 recalled = _popular(engine, request, behaviours, reason=reason, degraded=False)
             else:
                 exclude = _excluded_indices(engine, request, known)
-                recalled = await self._from_model(engine, request, sequence, exclude, deadline, timings)
+                exclude_new = (
+                    None if engine.delta is None else _excluded_new(engine.delta, request, behaviours)
+                )
+                asked = EngineRequest(
+                    request.user_id, request.seed, sequence, request.top_k, exclude, exclude_new
+                )
+                recalled = await self._from_model(engine, asked, deadline, timings)
         except StoreUnavailableError as error:
             reason = f"store_{error.reason}"
             recalled = _popular(engine, request, behaviours, reason=reason, degraded=True)
         except EngineFailedError:
             recalled = _popular(engine, request, behaviours, reason="model", degraded=True)
-        except DeadlineExceededError:
+        except DeadlineExceededError as error:
             if self.settings.on_deadline == "error":
+                error.bundle = engine.bundle.bundle_id
                 raise
             recalled = _popular(engine, request, behaviours, reason="deadline", degraded=True)
+        except ServiceError as error:
+            error.bundle = engine.bundle.bundle_id
+            raise
         recalled.timings = timings
         self._account(engine, request, recalled)
         return recalled
@@ -219,13 +232,10 @@ class RecallService:
     async def _from_model(
         self,
         engine: Engine,
-        request: RecallRequest,
-        sequence: Sequence,
-        exclude: np.ndarray,
+        asked: EngineRequest,
         deadline: Deadline,
         timings: dict[str, float],
     ) -> Recalled:
-        asked = EngineRequest(request.user_id, request.seed, sequence, request.top_k, exclude)
         batched = await self._batcher.submit(engine, asked, deadline)
         answer = batched.answer
         timings["queue"] = batched.queue_seconds
@@ -233,7 +243,7 @@ class RecallService:
         timings["search"] = answer.search_seconds
         self.metrics.observe_stage("queue", batched.queue_seconds)
         return Recalled(
-            user_id=request.user_id,
+            user_id=asked.user_id,
             bundle=engine.bundle.bundle_id,
             route=engine.bundle.model_name,
             item_ids=answer.item_ids,
@@ -245,7 +255,7 @@ class RecallService:
         found = len(recalled.item_ids)
         if found < request.top_k:
             recalled.shortfall = (
-                f"the catalogue has {len(engine.bundle.item_ids)} items, of which {found} are not excluded"
+                f"the catalogue has {engine.num_items} items, of which {found} are not excluded"
             )
         self.metrics.count_recall(
             recalled.route,
@@ -265,13 +275,19 @@ def _excluded_indices(engine: Engine, request: RecallRequest, seen: np.ndarray) 
     return np.concatenate([exclude, np.array(asked, np.int64)])
 
 
+def _excluded_new(delta: DeltaIndex, request: RecallRequest, behaviours: StoredSequence) -> np.ndarray:
+    """The new items that must not come back, which no model knows yet: by their ids.   -> (E,)"""
+    seen = behaviours.item_ids if request.exclude_seen else []
+    return delta.rows_of(chain(seen, request.exclude_item_ids))
+
+
 def _popular(
     engine: Engine, request: RecallRequest, behaviours: StoredSequence, *, reason: str, degraded: bool
 ) -> Recalled:
     excluded = set(request.exclude_item_ids)
     if request.exclude_seen:
         excluded.update(behaviours.item_ids)
-    item_ids, scores = popular_candidates(engine.bundle, request.top_k, excluded)
+    item_ids, scores = popular_candidates(engine.bundle, request.top_k, excluded, engine.delta)
     return Recalled(
         user_id=request.user_id,
         bundle=engine.bundle.bundle_id,

@@ -1,8 +1,9 @@
-"""Keeps the service on the store's current bundle.
+"""Keeps the service on the store's current bundle and on its new and deleted items.
 
 A newer bundle is read, verified, built into an engine, warmed and asked its canary away from the
 serving thread; only then is one reference swapped. A bundle that fails any of this is refused, logged
-and counted, and the old one keeps serving.
+and counted, and the old one keeps serving. So it is with a delta; an engine is swapped together with its
+delta, so that no answer mixes two versions of either.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from index_builder.bundle import BundleError, current_bundle, load_bundle
+from index_builder.delta import DELTA, EMPTY, Delta, DeltaFile, decode_delta
 from service.engine import Engine, build_engine, set_threads
 from service.metrics import Metrics
 from service.settings import ServiceSettings
@@ -44,38 +47,59 @@ class Reloader:
         self._on_loaded = on_loaded
         self._on_device = on_device
         self._lock = asyncio.Lock()
+        self._delta_lock = asyncio.Lock()
         self._served: str | None = None
         self._refused: dict[str, float] = {}
+        self._engine: Engine | None = None
+        self._delta = EMPTY
+        self._delta_data: bytes | None = None
+        self._refused_delta: bytes | None = None
+        self._delta_seen = time.monotonic()
+        metrics.delta_age.set_function(lambda: time.monotonic() - self._delta_seen)
 
     async def check(self, *, retry_refused: bool = True) -> dict[str, Any]:
-        """Serve the store's current bundle: {"outcome": "loaded" | "unchanged" | "refused", …}."""
+        """Serve the store's current bundle: {"outcome": "loaded" | "unchanged" | "refused", …}.
+
+        The answer also has "delta", the version in use, when that changed, or "delta_refused", the reason.
+        """
+        delta = await self._check_delta(retry_refused=retry_refused)
+        return await self._check_bundle(retry_refused=retry_refused) | delta
+
+    async def poll(self) -> None:
+        """Check every `reload_poll_s` until cancelled; returns at once when that is 0.
+
+        Bundle and delta apart: a large bundle takes minutes to load, and a deleted item must not wait for it.
+        """
+        if self._settings.reload_poll_s > 0:
+            await asyncio.gather(self._repeat(self._check_delta), self._repeat(self._check_bundle))
+
+    async def _repeat(self, check: Callable[..., Awaitable[Any]]) -> None:
+        while True:
+            await asyncio.sleep(self._settings.reload_poll_s)
+            await check(retry_refused=False)
+
+    async def _check_bundle(self, *, retry_refused: bool) -> dict[str, Any]:
         async with self._lock:
             url = None
             try:
-                url = await _in_daemon_thread(lambda: current_bundle(self._settings.bundles))
+                url = await in_daemon_thread(lambda: current_bundle(self._settings.bundles))
                 if url is None:
                     raise BundleError(f"no bundle was published in {self._settings.bundles} yet")
                 if url == self._served:
                     return {"outcome": "unchanged", "bundle": _name(url)}
                 if not retry_refused and time.monotonic() < self._refused.get(url, 0.0):
                     return {"outcome": "refused", "bundle": _name(url), "reason": "it was refused before"}
-                engine = await self._load(url)
+                engine = await self._up_to_date(await self._load(url))
             except Exception as error:  # whatever is wrong with a bundle, the one before it keeps serving
                 return self._refuse(url, error)
             self._served = url
             self._refused.clear()
-            self._on_loaded(engine)
+            self._swap(engine)
             self._metrics.count_reload("loaded")
             logger.info(
                 "bundle loaded", extra={"bundle": engine.bundle.bundle_id, "tower_engine": engine.tower.name}
             )
             return {"outcome": "loaded", "bundle": engine.bundle.bundle_id}
-
-    async def poll(self) -> None:
-        """Check every `reload_poll_s` until cancelled; returns at once when that is 0."""
-        while self._settings.reload_poll_s > 0:
-            await asyncio.sleep(self._settings.reload_poll_s)
-            await self.check(retry_refused=False)
 
     async def _load(self, url: str) -> Engine:
         def load() -> Engine:
@@ -86,7 +110,65 @@ class Reloader:
             return engine
 
         # A GPU index may be touched by one thread only; a CPU one need not hold up the requests.
-        return await (self._on_device(load) if self._device == "cuda" else _in_daemon_thread(load))
+        return await (self._on_device(load) if self._device == "cuda" else in_daemon_thread(load))
+
+    async def _check_delta(self, *, retry_refused: bool) -> dict[str, Any]:
+        """Use the store's new and deleted items: {}, {"delta": version} or {"delta_refused": reason}."""
+        async with self._delta_lock:
+            data = None
+            try:
+                data = await in_daemon_thread(lambda: DeltaFile(self._settings.bundles).read_bytes())
+                if data != self._delta_data:
+                    if data is not None and data == self._refused_delta and not retry_refused:
+                        return {}
+                    self._delta = await in_daemon_thread(partial(_decoded, data))
+                    self._delta_data, self._refused_delta = data, None
+                    self._metrics.count_delta_load("loaded")
+                self._delta_seen = time.monotonic()
+                served = self._engine
+                if served is not None and served.delta_version != self._delta.version:
+                    return await self._use_delta(served)
+            except Exception as error:  # whatever is wrong with a delta, the one before it stays in use
+                return self._refuse_delta(data, error)
+            return {}
+
+    async def _use_delta(self, served: Engine) -> dict[str, Any]:
+        engine = await self._up_to_date(served)
+        if self._engine is served:  # else a new bundle came meanwhile, with this delta
+            self._swap(engine)
+        logger.info(
+            "delta loaded",
+            extra={
+                "bundle": engine.bundle.bundle_id,
+                "delta": engine.delta_version,
+                "new_items": engine.num_new_items,
+                "deleted_items": engine.num_deleted_items,
+            },
+        )
+        return {"delta": engine.delta_version}
+
+    async def _up_to_date(self, engine: Engine) -> Engine:
+        """The engine with the delta that was read last, however long that took."""
+        while engine.delta_version != (delta := self._delta).version:
+            engine = await in_daemon_thread(partial(engine.with_delta, delta))
+        return engine
+
+    def _swap(self, engine: Engine) -> None:
+        self._engine = engine
+        self._on_loaded(engine)
+
+    def _refuse_delta(self, data: bytes | None, error: Exception) -> dict[str, Any]:
+        self._refused_delta = data
+        self._metrics.count_delta_load("refused")
+        bundle = None if self._served is None else _name(self._served)
+        reason = f"{DELTA} of store {self._settings.bundles} {error}"
+        expected = isinstance(error, ValueError | OSError)
+        logger.error(
+            "delta refused",
+            extra={"bundle": bundle, "delta": self._delta.version, "reason": reason},
+            exc_info=None if expected else error,
+        )
+        return {"delta_refused": reason}
 
     def _refuse(self, url: str | None, error: Exception) -> dict[str, Any]:
         name = None if url is None else _name(url)
@@ -102,7 +184,7 @@ class Reloader:
         return {"outcome": "refused", "bundle": name, "reason": str(error)}
 
 
-async def _in_daemon_thread(function: Callable[[], Result]) -> Result:
+async def in_daemon_thread(function: Callable[[], Result]) -> Result:
     """Like `asyncio.to_thread`, but a long load does not hold up the end of the process."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
@@ -131,3 +213,7 @@ async def _in_daemon_thread(function: Callable[[], Result]) -> Result:
 
 def _name(url: str) -> str:
     return url.rstrip("/").rpartition("/")[2]
+
+
+def _decoded(data: bytes | None) -> Delta:
+    return EMPTY if data is None else decode_delta(data)
