@@ -221,7 +221,13 @@ async def _member(
 
 def _finished(app: Application, service: RecallService, labels: dict[str, str]) -> Application:
     log_requests = service.settings.log_requests
-    return RequestMiddleware(app, metrics=service.metrics, routes=labels, log_requests=log_requests)
+    return RequestMiddleware(
+        app,
+        metrics=service.metrics,
+        routes=labels,
+        log_requests=log_requests,
+        serving=lambda: service.bundle_id,
+    )
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -61,11 +61,19 @@ class RequestMiddleware:
     """Wraps an app; routes maps a path to the label under which it is counted."""
 
     def __init__(
-        self, app: Application, *, metrics: Metrics, routes: dict[str, str], log_requests: str = "failed"
+        self,
+        app: Application,
+        *,
+        metrics: Metrics,
+        routes: dict[str, str],
+        log_requests: str = "failed",
+        serving: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """serving: the present bundle, for log lines of requests that met none"""
         self._app = app
         self._metrics = metrics
         self._routes = routes
+        self._serving = serving
         self._log_from_status = {"all": 100, "failed": 500, "none": 1000}[log_requests]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,6 +101,7 @@ class RequestMiddleware:
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
+            context.bundle = context.bundle or self._serving()
             logger.exception("a request failed unexpectedly", extra=_named(context))
             if started:
                 raise
@@ -111,6 +120,7 @@ class RequestMiddleware:
         if context.route == "recall" and status == 200:
             self._metrics.observe_stage("total", total)
         if status >= self._log_from_status:
+            context.bundle = context.bundle or self._serving()
             logger.info("request", extra=_log_fields(context, status, total))
 
 

@@ -101,6 +101,11 @@ class RecallService:
             raise NoBundleError("no bundle is loaded yet; publish one to the store or wait for the load")
         return self._engine
 
+    @property
+    def bundle_id(self) -> str | None:
+        """What answers from now on, or None before the first bundle is loaded."""
+        return None if self._engine is None else self._engine.bundle.bundle_id
+
     def swap(self, engine: Engine) -> None:
         """Answer with `engine` from now on; requests under way keep the one they began with."""
         self._engine = engine

@@ -1,8 +1,8 @@
 """Not a test: a process that changes a delta.
 
 usage: delta_writing_process.py STORE add WRITER COUNT | kill NUMBER | hold
-add: COUNT items and as many deletions, each a change of its own; kill: add one item, but SIGKILL itself before
-its NUMBER-th file operation in the store; hold: take the store's lock, say so and keep it
+add: COUNT items and as many deletions, each a change of its own   kill: add one item, but SIGKILL itself
+before its NUMBER-th file operation in the store   hold: take the store's lock, say so and keep it
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def test_a_damaged_file_is_refused_by_writers_too(file: DeltaFile) -> None:
     file.add([item("n1")])
     open_storage(file.url).replace(DELTA, b"{}\n{}\n")
     for change in (file.read, lambda: file.add([item("n2")]), lambda: file.delete(["i1"])):
-        with pytest.raises(DeltaError, match="DELTA of store .* is damaged.*: restore it"):
+        with pytest.raises(DeltaError, match=r"DELTA of store .* is damaged.*: restore it"):
             change()
 
 
