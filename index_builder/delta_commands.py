@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,11 +16,22 @@ from index_builder.item_definitions import read_item_definitions
 from index_builder.pointer import read_pointer
 from index_builder.storage import open_storage
 
+if TYPE_CHECKING:
+    from model.data.interactions import Interactions
+
 StoreArgument = Annotated[
     str, typer.Argument(help="Bundle store: a folder or an fsspec URL.", metavar="STORE")
 ]
 Ids = Annotated[list[str] | None, typer.Option(help="Item id; may be given several times.")]
 IdFile = Annotated[Path | None, typer.Option("--file", help="File with one item id a line.")]
+
+UserColumn = Annotated[str, typer.Option(help="Column of the log that names the user.")]
+ItemColumn = Annotated[str, typer.Option(help="Column of the log that names the item.")]
+TimestampColumn = Annotated[
+    str, typer.Option(help="Column of the log with unix times; empty when it has none.")
+]
+
+# Reading logs needs torch, seconds to import: those imports stand inside what needs them.
 
 
 def add_items(
@@ -42,11 +53,9 @@ def add_items(
     session_gap_s: Annotated[
         int, typer.Option(min=1, help="A longer pause between two interactions begins another session.")
     ] = 1800,
-    user_column: Annotated[str, typer.Option(help="Column of the log that names the user.")] = "user_id",
-    item_column: Annotated[str, typer.Option(help="Column of the log that names the item.")] = "item_id",
-    timestamp_column: Annotated[
-        str, typer.Option(help="Column of the log with unix times; empty when it has none.")
-    ] = "timestamp",
+    user_column: UserColumn = "user_id",
+    item_column: ItemColumn = "item_id",
+    timestamp_column: TimestampColumn = "timestamp",
 ) -> None:
     """Recall new items from now on, without a new bundle: running services follow within their poll."""
     if items is None and not logs:
@@ -100,6 +109,36 @@ def show_delta(store: StoreArgument) -> None:
         print(f"deleted  {_time(at)}  {item_id}")
 
 
+def try_new_items(
+    store: StoreArgument,
+    data: Annotated[list[Path], typer.Option(help="Log that the bundle was trained on; may be repeated.")],
+    catalogue: Annotated[Path | None, typer.Option(help="As of build.")] = None,
+    items: Annotated[int, typer.Option(min=1, help="How many items of the bundle are hidden.")] = 100,
+    consumers: Annotated[int, typer.Option(min=1, help="How many first consumers define them.")] = 10,
+    user_column: UserColumn = "user_id",
+    item_column: ItemColumn = "item_id",
+    timestamp_column: TimestampColumn = "timestamp",
+) -> None:
+    """Measure how well new items are placed: hide items of the served bundle and place them again."""
+    import torch
+
+    from index_builder.bundle import current_bundle, load_bundle
+    from index_builder.item_features import read_catalogue
+    from index_builder.new_item_trial import run_trial
+
+    torch.set_num_threads(1)
+    url = current_bundle(store)
+    if url is None:
+        raise ValueError(f"nothing is published in store {store}")
+    features = None if catalogue is None else read_catalogue(catalogue)
+    log = _read_log(data, (user_column, item_column, timestamp_column))
+    trials = run_trial(load_bundle(url), log, num_items=items, num_consumers=consumers, catalogue=features)
+    print(f"{'placed by':<16}recall@20  recall@100  exposure")
+    for trial in trials:
+        figures = f"{trial.recall_at_20:9.4f}  {trial.recall_at_100:10.4f}  {trial.exposure:8.4f}"
+        print(f"{trial.placed_by:<16}{figures}")
+
+
 def _defined_by_logs(
     items: list[NewItem],
     logs: list[Path],
@@ -110,14 +149,10 @@ def _defined_by_logs(
     session_gap_s: int,
 ) -> list[NewItem]:
     from index_builder.similar_items import count_similar, define_items, find_new_items
-    from model.data.interactions import Rules
-    from model.data.reader import ReadOptions, read_interactions
 
     if not known:
         raise DeltaError("nothing is published in the store: without a bundle nothing is new, or similar")
-    user, item, timestamp = columns
-    options = ReadOptions(user_column=user, item_column=item, timestamp_column=timestamp)
-    log = read_interactions(logs, options=options, rules=Rules(min_interactions=1))
+    log = _read_log(logs, columns)
     if not items:
         items = [NewItem(name) for name in find_new_items(log, known, min_occurrences=min_occurrences)]
         if not items:
@@ -127,6 +162,15 @@ def _defined_by_logs(
             )
     similar = count_similar(log, [item.item_id for item in items], known=known, session_gap_s=session_gap_s)
     return define_items(items, similar)
+
+
+def _read_log(paths: list[Path], columns: tuple[str, str, str]) -> Interactions:
+    from model.data.interactions import Rules
+    from model.data.reader import ReadOptions, read_interactions
+
+    user, item, timestamp = columns
+    options = ReadOptions(user_column=user, item_column=item, timestamp_column=timestamp)
+    return read_interactions(paths, options=options, rules=Rules(min_interactions=1))
 
 
 def _served_item_ids(store: str) -> Collection[str]:

@@ -16,7 +16,7 @@ import torch
 from index_builder.bundle import Bundle
 from index_builder.delta import Delta
 from index_builder.exact_search import exact_scores
-from index_builder.new_items import embed_new_items
+from index_builder.new_items import embed_new_items, served_row
 from index_builder.search_groups import is_allowed
 from model.two_tower import Metric
 
@@ -119,9 +119,9 @@ def build_delta_index(delta: Delta, bundle: Bundle) -> DeltaIndex | None:
     """
     if not delta.items and not delta.deleted:
         return None
-    new = [item for item_id, item in delta.items.items() if item_id not in bundle.item_index_of]
+    new = [item for item_id, item in delta.items.items() if served_row(bundle, item_id) < 0]
     item_ids, embeddings = embed_new_items(new, bundle)
-    dead = [bundle.item_index_of.get(item_id, 0) - 1 for item_id in delta.deleted]
+    dead = [served_row(bundle, item_id) for item_id in delta.deleted]
     return DeltaIndex(
         version=delta.version,
         item_ids=item_ids,

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from index_builder.bundle import Bundle
 from index_builder.delta import NewItem
 
+if TYPE_CHECKING:
+    from index_builder.bundle import Bundle
+
 POPULAR_SHARE = 0.1
+FEATURES_COUNT = 20.0
+"""Features weigh as much as this many counts of similar items."""
 _MAX_POPULAR = 1_000
 _MAX_SAMPLE = 100_000
 
@@ -66,8 +71,13 @@ def item_space(embeddings: np.ndarray, popular_rows: np.ndarray) -> ItemSpace:
 
 def bundle_space(bundle: Bundle) -> ItemSpace:
     """The space of a loaded bundle."""
-    rows = [bundle.item_index_of[item_id] - 1 for item_id in bundle.popular[:_MAX_POPULAR]]
-    return item_space(bundle.item_embeddings, np.array(rows, dtype=np.int64))
+    rows = [served_row(bundle, item_id) for item_id in bundle.popular[:_MAX_POPULAR]]
+    return item_space(bundle.item_embeddings, np.array([row for row in rows if row >= 0], dtype=np.int64))
+
+
+def served_row(bundle: Bundle, item_id: str) -> int:
+    """The row of a bundle's index and item embeddings, -1 for an item that it does not serve."""
+    return bundle.item_index_of.get(item_id, 0) - 1
 
 
 def embed_new_items(items: Iterable[NewItem], bundle: Bundle) -> tuple[list[str], np.ndarray]:
@@ -78,10 +88,10 @@ def embed_new_items(items: Iterable[NewItem], bundle: Bundle) -> tuple[list[str]
     space, item_ids, embeddings = None, [], []
     for item in items:
         space = space or bundle_space(bundle)
-        found = [(bundle.item_index_of.get(name), weight) for name, weight in item.similar.items()]
-        rows = np.array([index - 1 for index, _ in found if index], dtype=np.int64)
-        weights = np.array([weight for index, weight in found if index], dtype=np.float64)
-        embedding = embed_by_similar(space, rows, weights)
+        rows = np.array([served_row(bundle, name) for name in item.similar], dtype=np.int64)
+        weights = np.array(list(item.similar.values()), dtype=np.float64)
+        by_features = bundle.features and bundle.features.direction(item.features)
+        embedding = embed_new_item(space, rows[rows >= 0], weights[rows >= 0], by_features)
         if embedding is not None:
             item_ids.append(item.item_id)
             embeddings.append(embedding)
@@ -90,10 +100,24 @@ def embed_new_items(items: Iterable[NewItem], bundle: Bundle) -> tuple[list[str]
     return item_ids, np.stack(embeddings)
 
 
-def embed_by_similar(space: ItemSpace, rows: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
-    """The embedding of an item that is consumed together with others.   rows, weights: (k,)   -> (D,)"""
+def embed_new_item(
+    space: ItemSpace, rows: np.ndarray, weights: np.ndarray, by_features: np.ndarray | None = None
+) -> np.ndarray | None:
+    """The embedding of an item that is consumed together with others, or has features, or both.
+
+    rows, weights: (k,) similar items and how often each was seen beside it   by_features: (D,) or None
+    -> (D,), or None when nothing is known of it
+    """
     if not len(rows):
-        return None
+        return None if by_features is None else space.place(by_features, space.median_length)
     across = space.across(rows)  # (k, D)
     shares = weights / weights.sum()
-    return space.place(shares @ across, float(shares @ np.linalg.norm(across, axis=1)))
+    direction, length = shares @ across, float(shares @ np.linalg.norm(across, axis=1))
+    if by_features is not None:
+        trust = weights.sum() / (weights.sum() + FEATURES_COUNT)
+        direction = trust * _unit(direction) + (1 - trust) * _unit(by_features)
+    return space.place(direction, length)
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from index_builder.delta import MAX_SIMILAR, NewItem
+from index_builder.delta import NewItem
 from model.data.interactions import Interactions
 
 SESSION_GAP_S = 1_800
@@ -35,19 +35,29 @@ def count_similar(
     known: what may stand for another item: what a bundle has embeddings of
     """
     index_of = {item_id: m + 1 for m, item_id in enumerate(log.item_ids)}
-    wanted = {index_of[item_id]: item_id for item_id in item_ids if item_id in index_of}
+    wanted = np.array([index_of[item_id] for item_id in item_ids if item_id in index_of], dtype=np.int64)
     usable = np.array([False, *(item_id in known for item_id in log.item_ids)])  # (M + 1,)
-    usable[list(wanted)] = False
-    place = np.flatnonzero(np.isin(log.item_index, np.fromiter(wanted, np.int64, len(wanted))))  # (P,)
+    usable[wanted] = False
+    places = np.flatnonzero(np.isin(log.item_index, wanted))
+    return similar_at(log, places, usable, session_gap_s=session_gap_s)
+
+
+def similar_at(
+    log: Interactions, places: np.ndarray, usable: np.ndarray, *, session_gap_s: int = SESSION_GAP_S
+) -> dict[str, dict[str, float]]:
+    """For the item at each of some rows of a log: what stands beside it, with counts.
+
+    places: (P,) rows   usable: (M + 1,) bool, the item indices that count
+    """
     session = _sessions(log, session_gap_s)  # (R,)
     pairs = []
     for distance in range(1, WINDOW + 1):
-        for beside in (place - distance, place + distance):
+        for beside in (places - distance, places + distance):
             inside = (beside >= 0) & (beside < len(log))
-            at, other = place[inside], beside[inside]
+            at, other = places[inside], beside[inside]
             together = (session[at] == session[other]) & usable[log.item_index[other]]
             pairs.append(np.stack([log.item_index[at[together]], log.item_index[other[together]]]))
-    return _largest(np.concatenate(pairs, axis=1), log.item_ids, wanted)
+    return _largest(np.concatenate(pairs, axis=1), log.item_ids)
 
 
 def define_items(items: Iterable[NewItem], similar: Mapping[str, Mapping[str, float]]) -> list[NewItem]:
@@ -64,15 +74,13 @@ def _sessions(log: Interactions, session_gap_s: int) -> np.ndarray:
     return np.cumsum(begins)
 
 
-def _largest(
-    pairs: np.ndarray, item_ids: list[str], wanted: Mapping[int, str]
-) -> dict[str, dict[str, float]]:
-    """pairs: (2, P) item indices, new and known   -> the most frequent partners of each new item"""
+def _largest(pairs: np.ndarray, item_ids: list[str]) -> dict[str, dict[str, float]]:
+    """pairs: (2, P) item indices, an item and one beside it   -> the most frequent partners of each item"""
     found, counts = np.unique(pairs, axis=1, return_counts=True)
     order = np.lexsort((-counts, found[0]))
     similar: dict[str, dict[str, float]] = {}
-    for new, other, count in zip(*found[:, order].tolist(), counts[order].tolist(), strict=True):
-        of_item = similar.setdefault(wanted[new], {})
-        if len(of_item) < min(NUM_SIMILAR, MAX_SIMILAR):
+    for item, other, count in zip(*found[:, order].tolist(), counts[order].tolist(), strict=True):
+        of_item = similar.setdefault(item_ids[item - 1], {})
+        if len(of_item) < NUM_SIMILAR:
             of_item[item_ids[other - 1]] = float(count)
     return similar

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from index_builder.delta import Delta, DeltaFile, NewItem
 from index_builder.publish import Store
+from service.background import in_daemon_thread
 from service.body import parse, read_body
 from service.errors import BundleRefusedError, BundleStoreError, BundleStoreUnavailableError
 from service.middleware import Receive, RequestContext
-from service.reloader import in_daemon_thread
 from service.schemas import ADD_ITEMS, ITEM_IDS, ROLLBACK, NewItemRequest
 from service.settings import ServiceSettings
 

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from index_builder.bundle import BundleError, current_bundle, load_bundle
-from index_builder.delta import DELTA, EMPTY, Delta, DeltaFile, decode_delta
+from service.background import in_daemon_thread
+from service.delta_watch import DeltaWatch
 from service.engine import Engine, build_engine, set_threads
 from service.metrics import Metrics
 from service.settings import ServiceSettings
 
 logger = logging.getLogger("t2diff.reload")
-Result = TypeVar("Result")
 RETRY_REFUSED_S = 60.0
 """A refused bundle is tried again after this: the store may have been read at a bad moment."""
 
@@ -51,11 +49,7 @@ class Reloader:
         self._served: str | None = None
         self._refused: dict[str, float] = {}
         self._engine: Engine | None = None
-        self._delta = EMPTY
-        self._delta_data: bytes | None = None
-        self._refused_delta: bytes | None = None
-        self._delta_seen = time.monotonic()
-        metrics.delta_age.set_function(lambda: time.monotonic() - self._delta_seen)
+        self._watch = DeltaWatch(settings, metrics)
 
     async def check(self, *, retry_refused: bool = True) -> dict[str, Any]:
         """Serve the store's current bundle: {"outcome": "loaded" | "unchanged" | "refused", …}.
@@ -89,7 +83,7 @@ class Reloader:
                     return {"outcome": "unchanged", "bundle": _name(url)}
                 if not retry_refused and time.monotonic() < self._refused.get(url, 0.0):
                     return {"outcome": "refused", "bundle": _name(url), "reason": "it was refused before"}
-                engine = await self._up_to_date(await self._load(url))
+                engine = await self._watch.up_to_date(await self._load(url))
             except Exception as error:  # whatever is wrong with a bundle, the one before it keeps serving
                 return self._refuse(url, error)
             self._served = url
@@ -115,60 +109,25 @@ class Reloader:
     async def _check_delta(self, *, retry_refused: bool) -> dict[str, Any]:
         """Use the store's new and deleted items: {}, {"delta": version} or {"delta_refused": reason}."""
         async with self._delta_lock:
-            data = None
+            bundle = None if self._engine is None else self._engine.bundle.bundle_id
+            refused = await self._watch.read(retry_refused=retry_refused, bundle=bundle)
+            served = self._engine
+            if refused is not None:
+                return {"delta_refused": refused}
+            if served is None or served.delta_version == self._watch.delta.version:
+                return {}
             try:
-                data = await in_daemon_thread(lambda: DeltaFile(self._settings.bundles).read_bytes())
-                if data != self._delta_data:
-                    if data is not None and data == self._refused_delta and not retry_refused:
-                        return {}
-                    self._delta = await in_daemon_thread(partial(_decoded, data))
-                    self._delta_data, self._refused_delta = data, None
-                    self._metrics.count_delta_load("loaded")
-                self._delta_seen = time.monotonic()
-                served = self._engine
-                if served is not None and served.delta_version != self._delta.version:
-                    return await self._use_delta(served)
-            except Exception as error:  # whatever is wrong with a delta, the one before it stays in use
-                return self._refuse_delta(data, error)
-            return {}
-
-    async def _use_delta(self, served: Engine) -> dict[str, Any]:
-        engine = await self._up_to_date(served)
-        if self._engine is served:  # else a new bundle came meanwhile, with this delta
-            self._swap(engine)
-        logger.info(
-            "delta loaded",
-            extra={
-                "bundle": engine.bundle.bundle_id,
-                "delta": engine.delta_version,
-                "new_items": engine.num_new_items,
-                "deleted_items": engine.num_deleted_items,
-            },
-        )
-        return {"delta": engine.delta_version}
-
-    async def _up_to_date(self, engine: Engine) -> Engine:
-        """The engine with the delta that was read last, however long that took."""
-        while engine.delta_version != (delta := self._delta).version:
-            engine = await in_daemon_thread(partial(engine.with_delta, delta))
-        return engine
+                engine = await self._watch.up_to_date(served)
+            except Exception as error:
+                return {"delta_refused": self._watch.refuse(error, bundle=bundle)}
+            if self._engine is served:  # else a new bundle came meanwhile, with this delta
+                self._swap(engine)
+            _log_delta(engine)
+            return {"delta": engine.delta_version}
 
     def _swap(self, engine: Engine) -> None:
         self._engine = engine
         self._on_loaded(engine)
-
-    def _refuse_delta(self, data: bytes | None, error: Exception) -> dict[str, Any]:
-        self._refused_delta = data
-        self._metrics.count_delta_load("refused")
-        bundle = None if self._served is None else _name(self._served)
-        reason = f"{DELTA} of store {self._settings.bundles} {error}"
-        expected = isinstance(error, ValueError | OSError)
-        logger.error(
-            "delta refused",
-            extra={"bundle": bundle, "delta": self._delta.version, "reason": reason},
-            exc_info=None if expected else error,
-        )
-        return {"delta_refused": reason}
 
     def _refuse(self, url: str | None, error: Exception) -> dict[str, Any]:
         name = None if url is None else _name(url)
@@ -184,36 +143,17 @@ class Reloader:
         return {"outcome": "refused", "bundle": name, "reason": str(error)}
 
 
-async def in_daemon_thread(function: Callable[[], Result]) -> Result:
-    """Like `asyncio.to_thread`, but a long load does not hold up the end of the process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
-
-    def deliver(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
-    def run() -> None:
-        result: Any = None
-        failure: BaseException | None = None
-        try:
-            result = function()
-        except BaseException as error:
-            failure = error
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(deliver, result, failure)
-
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return await future
+def _log_delta(engine: Engine) -> None:
+    logger.info(
+        "delta loaded",
+        extra={
+            "bundle": engine.bundle.bundle_id,
+            "delta": engine.delta_version,
+            "new_items": engine.num_new_items,
+            "deleted_items": engine.num_deleted_items,
+        },
+    )
 
 
 def _name(url: str) -> str:
     return url.rstrip("/").rpartition("/")[2]
-
-
-def _decoded(data: bytes | None) -> Delta:
-    return EMPTY if data is None else decode_delta(data)
