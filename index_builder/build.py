@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from index_builder.bundle import load_bundle, write_bundle_files
 from index_builder.bundle_files import seal
 from index_builder.canary import record_canary, replay_canary
 from index_builder.embed_items import embed_items, embed_prefixes
+from index_builder.item_features import ItemFeatures, fit_features
+from index_builder.new_items import item_space
 from index_builder.overlap import ann_overlap, tune
 from index_builder.publish import Store
 from index_builder.quality import Check, check_embeddings, check_overlap, require
@@ -44,12 +46,14 @@ def build_bundle(
     index_kind: str = "auto",
     device: str = "cpu",
     target_overlap: float = 0.99,
+    catalogue: Mapping[str, Sequence[str]] | None = None,
     report: Callable[[str], None] = lambda stage: None,
 ) -> str:
     """Build a bundle, add it to `store` without publishing it, and return its id.
 
     device: where the index is searched while it is measured   target_overlap: what an approximate index
     is tuned to, as overlap with exact search at 100   report: called with each of STAGES as it begins
+    catalogue: item id -> features, by which new items can then be placed
     Raises ValueError for a checkpoint that cannot make a bundle, QualityError (a ValueError) for a build
     that fails a check, BundleError when the finished bundle does not read back right.
     """
@@ -74,6 +78,7 @@ def build_bundle(
     require(checks)
     report(STAGES[3])
     canary = record_canary(model, index, checkpoint.item_ids, checkpoint.canary)
+    features = None if catalogue is None else _features(checkpoint, embeddings, catalogue)
     report(STAGES[4])
     with store.staging() as staging:
         folder = staging / "bundle"
@@ -86,6 +91,7 @@ def build_bundle(
             index=index,
             popular=[checkpoint.item_ids[item - 1] for item in checkpoint.popular],
             canary=canary,
+            features=features,
         )
         bundle_id = seal(folder, _manifest(checkpoint, embeddings, index, checks, len(queries)))
         folder = folder.rename(staging / bundle_id)
@@ -93,6 +99,14 @@ def build_bundle(
         _check_finished(folder)
         store.add(folder)
     return bundle_id
+
+
+def _features(
+    checkpoint: Checkpoint, embeddings: np.ndarray, catalogue: Mapping[str, Sequence[str]]
+) -> ItemFeatures:
+    space = item_space(embeddings, checkpoint.popular.astype(np.int64) - 1)
+    tokens = [catalogue.get(item_id, ()) for item_id in checkpoint.item_ids]
+    return fit_features(space.across(np.arange(len(embeddings))), tokens)
 
 
 def _tune_and_measure(

@@ -25,6 +25,7 @@ from index_builder.ann import AnnIndex
 from index_builder.bundle_files import BundleError, check_bundle
 from index_builder.canary import CanaryCase, decode_canary, encode_canary
 from index_builder.embedding_file import map_item_embeddings, write_item_embeddings
+from index_builder.item_features import ItemFeatures, read_features, write_features
 from index_builder.item_ids import read_item_ids, write_item_ids
 from index_builder.mapped_tensors import map_weights, write_weights
 from index_builder.pointer import read_pointer
@@ -40,6 +41,7 @@ class Bundle:
     model: in evaluation mode, on the asked device   item_ids: item_ids[m] has item index m + 1
     item_index_of: item id -> item index   index: row m is item index m + 1   item_embeddings: (M, D)
     popular: item ids, most popular first   canary: sequences with the candidates that they must give
+    features: what features say of an item, or None when the bundle was built without a catalogue
     """
 
     bundle_id: str
@@ -51,6 +53,7 @@ class Bundle:
     item_embeddings: np.ndarray
     popular: list[str]
     canary: list[CanaryCase]
+    features: ItemFeatures | None = None
 
     @property
     def model_name(self) -> str:
@@ -96,12 +99,15 @@ def write_bundle_files(
     index: AnnIndex,
     popular: Sequence[str],
     canary: Sequence[CanaryCase],
+    features: ItemFeatures | None = None,
 ) -> None:
     """Everything of a bundle but its manifest, which `bundle_files.seal` adds."""
     write_weights(folder / bundle_files.WEIGHTS, model.state_dict())
     write_item_embeddings(folder / bundle_files.ITEM_EMBEDDINGS, item_embeddings, model.state_dict())
     index.save(folder / bundle_files.INDEX)
     write_item_ids(folder / bundle_files.ITEM_IDS, item_ids)
+    if features is not None:
+        write_features(folder / bundle_files.FEATURES, features)
     (folder / bundle_files.POPULAR).write_bytes(json.dumps(list(popular), ensure_ascii=False).encode())
     (folder / bundle_files.CANARY).write_bytes(encode_canary(canary, list(item_ids)))
 
@@ -135,6 +141,10 @@ def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) 
             raise ValueError(f"popular item {unknown[0]!r} is not among the item ids")
     with _reading(bundle_id, bundle_files.CANARY):
         canary = decode_canary((folder / bundle_files.CANARY).read_bytes(), item_index_of)
+    features = None
+    if bundle_files.FEATURES in manifest["files"]:
+        with _reading(bundle_id, bundle_files.FEATURES):
+            features = read_features(folder / bundle_files.FEATURES, item_embeddings.shape[1])
     return Bundle(
         bundle_id=bundle_id,
         manifest=manifest,
@@ -145,6 +155,7 @@ def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) 
         item_embeddings=item_embeddings,
         popular=popular,
         canary=canary,
+        features=features,
     )
 
 

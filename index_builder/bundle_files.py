@@ -31,7 +31,10 @@ INDEX = "index.faiss"
 POPULAR = "popular.json"
 CANARY = "canary.json"
 FILES = (WEIGHTS, ITEM_IDS, ITEM_EMBEDDINGS, INDEX, POPULAR, CANARY)
-"""What a bundle of this format version holds beside its manifest: these, all of them, nothing else."""
+"""What a bundle of this format version holds beside its manifest: these, all of them."""
+FEATURES = "features.safetensors"
+OPTIONAL_FILES = (FEATURES,)
+"""What it may hold besides, if its manifest lists it; and nothing else."""
 
 BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}", re.ASCII)
 _MAX_MANIFEST_BYTES = 1 << 20
@@ -49,17 +52,18 @@ def seal(folder: Path, manifest: dict[str, Any]) -> str:
     manifest is: put something unique into it.
     """
     created = datetime.now(UTC)
+    names = [*FILES, *(name for name in OPTIONAL_FILES if (folder / name).exists())]
     sealed = {
         "format_version": FORMAT_VERSION,
         "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
         **manifest,
-        "files": {name: _describe(folder / name) for name in FILES},
+        "files": {name: _describe(folder / name) for name in names},
     }
     data = json.dumps(sealed, indent=1, allow_nan=False).encode()
     if len(data) > _MAX_MANIFEST_BYTES:
         raise BundleError(f"the manifest takes {len(data)} bytes, the limit is {_MAX_MANIFEST_BYTES}")
     (folder / MANIFEST).write_bytes(data)
-    for name in (*FILES, MANIFEST):
+    for name in (*names, MANIFEST):
         fsync(folder / name)
     fsync(folder)
     return f"{created:%Y%m%dT%H%M%SZ}-{hashlib.sha256(data).hexdigest()[:8]}"
@@ -71,8 +75,7 @@ def check_bundle(folder: Path, *, verify: bool = True) -> dict[str, Any]:
     verify=False skips the checksums (for bytes that were checked a moment ago), not names and sizes.
     """
     manifest = read_manifest(folder)
-    for name in FILES:
-        expected = manifest["files"][name]
+    for name, expected in manifest["files"].items():
         with _open(folder, name) as handle:
             size_bytes = os.fstat(handle.fileno()).st_size
             if verify and size_bytes == expected["size_bytes"]:
@@ -93,10 +96,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if name not in present:
             raise BundleError(f"bundle {folder.name}: {name} is missing; publish or build another bundle")
     for name in present:
-        if name != MANIFEST and name not in FILES:
+        if name not in (MANIFEST, *FILES, *OPTIONAL_FILES):
             raise BundleError(f"bundle {folder.name}: {name!r} does not belong to a bundle")
     with _open(folder, MANIFEST) as handle:
-        return parse_manifest(folder.name, handle.read(_MAX_MANIFEST_BYTES + 1))
+        manifest = parse_manifest(folder.name, handle.read(_MAX_MANIFEST_BYTES + 1))
+    for name in OPTIONAL_FILES:
+        if (name in present) != (name in manifest["files"]):
+            problem = "is missing" if name not in present else "is not in its manifest"
+            raise BundleError(f"bundle {folder.name}: {name} {problem}; publish or build another bundle")
+    return manifest
 
 
 def parse_manifest(bundle_id: str, data: bytes) -> dict[str, Any]:
@@ -118,9 +126,9 @@ def parse_manifest(bundle_id: str, data: bytes) -> dict[str, Any]:
                 "build it again, or run the program that built it"
             )
         for name in files:
-            if name not in FILES:
+            if name not in (*FILES, *OPTIONAL_FILES):
                 raise BundleError(f"bundle {bundle_id}: {MANIFEST} lists {name!r}, which no bundle holds")
-        for name in FILES:
+        for name in (*FILES, *(name for name in OPTIONAL_FILES if name in files)):
             size, digest = files[name]["size_bytes"], files[name]["sha256"]
             if type(size) is not int or size < 0 or not _SHA256.fullmatch(digest):
                 raise BundleError(f"bundle {bundle_id}: {MANIFEST} has no valid checksum of {name}")

@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from index_builder.bench_command import bench
+from index_builder.delta_commands import add_items, delete_items, show_delta, try_new_items, undelete_items
 from index_builder.publish import BundleSummary, Store
 
 # Building and verifying need torch and FAISS, seconds to import: those imports stand inside the commands,
@@ -67,13 +68,21 @@ def build(
         ),
     ] = 0.99,
     threads: Threads = 1,
+    catalogue: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV or Parquet with item_id and features: new items can then be defined by features."
+        ),
+    ] = None,
     publish: Annotated[bool, typer.Option(help="Serve the bundle when it is built and verified.")] = True,
 ) -> None:
     """Build a bundle from a checkpoint, verify it and publish it."""
     from index_builder.build import STAGES, build_bundle
+    from index_builder.item_features import read_catalogue
 
     _set_threads(threads)
     store = Store(out)
+    features = None if catalogue is None else read_catalogue(catalogue)
     with _progress() as progress:
         task = progress.add_task("reading the checkpoint", total=len(STAGES) + 1)
 
@@ -86,6 +95,7 @@ def build(
             index_kind=index_kind,
             device=device,
             target_overlap=target_overlap,
+            catalogue=features,
             report=report,
         )
         progress.update(task, description="built", advance=1)
@@ -156,6 +166,11 @@ def rollback(
     print(f"rolled back from {left} to {opened.rollback(to or None)}")
 
 
+app.command("add-items")(add_items)
+app.command("delete-items")(delete_items)
+app.command("undelete-items")(undelete_items)
+app.command("delta")(show_delta)
+app.command("try-new-items", hidden=True)(try_new_items)
 app.command()(bench)
 
 

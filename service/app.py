@@ -15,6 +15,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from service.admin import ADMIN_PATHS, AdminAnswer, admin_operations
 from service.body import deadline_of, parse, read_body
 from service.deadline import Deadline
 from service.errors import CONTENT_TYPE, ServiceError, invalid_input, problem, render
@@ -47,7 +48,7 @@ PUBLIC_LABELS = {
     "/docs": "docs",
     "/openapi.json": "docs",
 }
-ADMIN_LABELS = {"/metrics": "metrics", "/admin/reload": "admin"}
+ADMIN_LABELS = {"/metrics": "metrics"} | dict.fromkeys(ADMIN_PATHS, "admin")
 
 
 def create_app(service: RecallService) -> Application:
@@ -67,22 +68,24 @@ def create_app(service: RecallService) -> Application:
 
 
 def create_admin_app(service: RecallService, reload: Callable[[], Awaitable[dict[str, Any]]]) -> Application:
-    """Metrics and admin calls. reload: look at the store now; what became of it."""
+    """Metrics and admin calls. reload: look at the bundle store now; what became of it."""
     app = FastAPI(title=f"{TITLE}: metrics and admin", openapi_url=None)
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.exposition(), media_type=METRICS_CONTENT_TYPE)
 
-    async def admin_reload(request: Request) -> Response:
-        outcome = await reload()
-        if outcome["outcome"] == "refused":
-            return _problem(request, 409, "bundle-refused", outcome["reason"])
-        return _json(outcome)
-
     app.add_route("/metrics", metrics, methods=["GET"])
-    app.add_route("/admin/reload", admin_reload, methods=["POST"])
+    for method, path, answer in admin_operations(service.settings, reload):
+        app.add_route(path, _admin_handler(answer), methods=[method])
     _add_error_handlers(app)
     return _finished(app, service, ADMIN_LABELS)
+
+
+def _admin_handler(answer: AdminAnswer) -> Handler:
+    async def handler(request: Request) -> Response:
+        return _json(await answer(_context(request), request.receive))
+
+    return handler
 
 
 class _RecallFirst:
@@ -141,6 +144,7 @@ class _Routes:
         context.arm = recalled.arm
         if recalled.afterwards is not None:
             context.afterwards += (recalled.afterwards,)
+        context.fallback = recalled.reason
         return orjson.dumps(recalled.document(context.request_id))
 
     async def recall_batch(self, request: Request) -> Response:
@@ -149,7 +153,8 @@ class _Routes:
         deadline = deadline_of(context, self._settings.deadline_ms)
         batch = parse(RECALL_BATCH_REQUEST, await self._body(context, request.receive))
         members = [_member(self._service, context, asked, deadline) for asked in batch.requests]
-        return _json({"request_id": context.request_id, "responses": await asyncio.gather(*members)})
+        answers = await asyncio.gather(*members)
+        return _json({"request_id": context.request_id, "responses": answers})
 
     async def events(self, request: Request) -> Response:
         """Append one behaviour, or a list of them, to users' sequences.
@@ -190,6 +195,12 @@ class _Routes:
                 "tower_engine": engine.tower.name,
                 "index": manifest["index"],
                 "num_items": len(engine.bundle.item_ids),
+                "delta": {
+                    "version": engine.delta_version,
+                    "new_items": engine.num_new_items,
+                    "unplaced_items": 0 if engine.delta is None else engine.delta.num_unplaced,
+                    "deleted_items": engine.num_deleted_items,
+                },
                 "metrics": manifest["offline_metrics"],
                 **({} if arms is None else {"experiment": arms.document()}),
             }
@@ -211,6 +222,7 @@ async def _member(
         if isinstance(asked, Refused):
             raise invalid_input(asked.error)
         recalled: Recalled = await service.recall(asked, deadline, context.headers.get(ARM_HEADER))
+        context.bundle = recalled.bundle
     except ServiceError as error:
         return {"status": error.status, "problem": error.problem()}
     if recalled.afterwards is not None:
@@ -220,7 +232,13 @@ async def _member(
 
 def _finished(app: Application, service: RecallService, labels: dict[str, str]) -> Application:
     log_requests = service.settings.log_requests
-    return RequestMiddleware(app, metrics=service.metrics, routes=labels, log_requests=log_requests)
+    return RequestMiddleware(
+        app,
+        metrics=service.metrics,
+        routes=labels,
+        log_requests=log_requests,
+        serving=lambda: service.bundle_id,
+    )
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -254,6 +272,7 @@ def _context(request: Request) -> RequestContext:
 
 
 def _refusal(error: ServiceError, context: RequestContext) -> Response:
+    context.bundle = error.bundle or context.bundle
     return Response(
         render(error.problem(context.request_id)),
         status_code=error.status,

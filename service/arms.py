@@ -86,6 +86,12 @@ class Arms:
                 arm.engine = engine
         self._show()
 
+    def replace(self, served: Engine, engine: Engine) -> None:
+        """Let `engine` answer for every arm for which `served` does now."""
+        for arm in self._arms.values():
+            if arm.engine is served:
+                arm.engine = engine
+
     def engines(self) -> Collection[Engine]:
         """Those in use, each once."""
         return {id(arm.engine): arm.engine for arm in self._arms.values()}.values()

@@ -272,7 +272,8 @@ def _run_batch(
         if on_batch is not None:
             on_batch(answers)
     except BaseException as error:  # whatever it was, the waiters must hear of it and the thread goes on
-        logger.exception("a batch failed", extra={"batch_size": len(batch)})
+        bundle = getattr(getattr(batch[0].engine, "bundle", None), "bundle_id", None)
+        logger.exception("a batch failed", extra={"bundle": bundle, "batch_size": len(batch)})
         return [
             (e.future, None, EngineFailedError(f"the model failed: {type(error).__name__}")) for e in batch
         ]

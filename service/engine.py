@@ -6,6 +6,7 @@ recorded the bundle's canary, so that a loaded bundle can be held to the answers
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from index_builder.ann import set_num_threads
 from index_builder.bundle import Bundle
 from index_builder.canary import replay_canary
 from index_builder.candidates import recall_sequences
+from index_builder.delta import Delta
+from index_builder.delta_index import DeltaIndex, build_delta_index
 from model.batch import UNKNOWN_TIME, Sequence
 from model.engines.interface import EagerTower
 from model.engines.tower_engine import TowerEngine, build_tower_engine
@@ -28,6 +31,7 @@ class EngineRequest:
     """One user to recall for.
 
     sequence: not empty, of this bundle's item indices   exclude: item indices never to return
+    exclude_new: rows of the engine's delta never to return
     """
 
     user_id: str
@@ -35,6 +39,7 @@ class EngineRequest:
     sequence: Sequence
     top_k: int
     exclude: np.ndarray
+    exclude_new: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,11 @@ class EngineAnswer:
 
 
 class Engine:
-    """A bundle that answers."""
+    """A bundle that answers.
+
+    delta: the store's newer and deleted items as this bundle sees them, or None when there are none
+    delta_version: names the delta, empty or not
+    """
 
     def __init__(
         self,
@@ -74,11 +83,37 @@ class Engine:
         self._canary_tower = canary_tower or self.tower
         # Where the bundle holds a string per item anyway, reading one is a hundred times cheaper from a list.
         known = bundle.item_index_of
-        self._item_ids = list(known) if isinstance(known, dict) else bundle.item_ids
+        self._item_ids: Collection[str] = list(known) if isinstance(known, dict) else bundle.item_ids
+        self.delta: DeltaIndex | None = None
+        self.delta_version = "none"
+
+    def with_delta(self, delta: Delta) -> Engine:
+        """Another engine on the same bundle and tower, which answers with `delta`; this one stays."""
+        changed = copy.copy(self)
+        changed.delta = build_delta_index(delta, self.bundle)
+        changed.delta_version = delta.version
+        return changed
+
+    @property
+    def num_new_items(self) -> int:
+        """Items that can be recalled though the bundle does not hold them."""
+        return 0 if self.delta is None else len(self.delta.item_ids)
+
+    @property
+    def num_deleted_items(self) -> int:
+        """Items that must not be recalled, whether the bundle holds them or not."""
+        return 0 if self.delta is None else len(self.delta.deleted)
+
+    @property
+    def num_items(self) -> int:
+        """Items that can be recalled."""
+        gone = 0 if self.delta is None else len(self.delta.deleted_rows)
+        return len(self.bundle.item_ids) + self.num_new_items - gone
 
     def recall(self, requests: Collection[EngineRequest]) -> list[EngineAnswer]:
         """Answers in the order of the requests. Raises ValueError for a NaN in the user tower."""
-        bundle, item_ids = self.bundle, self._item_ids
+        bundle, delta = self.bundle, self.delta
+        item_ids = self._item_ids if delta is None else _OldAndNew(self._item_ids, delta)
         found = recall_sequences(
             bundle.model,
             bundle.index,
@@ -87,6 +122,8 @@ class Engine:
             top_k=[request.top_k for request in requests],
             exclude=[request.exclude for request in requests],
             tower=self.tower,
+            delta=delta,
+            exclude_new=None if delta is None else [request.exclude_new for request in requests],
         )
         real = found.item_index > 0  # (B, K)
         if not np.isfinite(found.score[real]).all():
@@ -125,6 +162,18 @@ class Engine:
             self.recall(batch)
             size *= 2
         replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary, tower=self._canary_tower)
+
+
+class _OldAndNew:
+    """Item ids by row: the bundle's, then the delta's."""
+
+    def __init__(self, item_ids: Collection[str], delta: DeltaIndex) -> None:
+        self._item_ids = item_ids
+        self._new_ids = delta.item_ids
+        self._num_rows = delta.num_rows
+
+    def __getitem__(self, row: int) -> str:
+        return self._item_ids[row] if row < self._num_rows else self._new_ids[row - self._num_rows]
 
 
 def build_engine(bundle: Bundle, *, device: str, settings: ServiceSettings) -> Engine:

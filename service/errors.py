@@ -19,7 +19,10 @@ _MAX_ERRORS = 10
 
 
 class ServiceError(Exception):
-    """An expected failure of one request. `kind` is a stable name that callers may switch on."""
+    """An expected failure of one request. `kind` is a stable name that callers may switch on.
+
+    bundle: the one that was to answer, once that is known
+    """
 
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "internal"
@@ -35,11 +38,17 @@ class ServiceError(Exception):
         self.detail = detail
         self.errors = errors or []
         self.headers = dict(headers or {})
+        self.bundle: str | None = None
 
     def problem(self, request_id: str | None = None) -> dict[str, Any]:
         """The problem document."""
         return problem(
-            self.status, kind=self.kind, detail=self.detail, errors=self.errors, request_id=request_id
+            self.status,
+            kind=self.kind,
+            detail=self.detail,
+            errors=self.errors,
+            request_id=request_id,
+            bundle=self.bundle,
         )
 
 
@@ -77,6 +86,24 @@ class InvalidFieldsError(ServiceError):
     """The body is JSON of the wrong shape."""
 
     status, kind = 422, "invalid-fields"
+
+
+class BundleRefusedError(ServiceError):
+    """What the bundle store holds is not fit to be served; what was served before still is."""
+
+    status, kind = 409, "bundle-refused"
+
+
+class BundleStoreError(ServiceError):
+    """The bundle store cannot be changed as asked."""
+
+    status, kind = 409, "bundle-store"
+
+
+class BundleStoreUnavailableError(ServiceError):
+    """The bundle store cannot be reached or written."""
+
+    status, kind = 503, "bundle-store-unavailable"
 
 
 class QueueFullError(ServiceError):
@@ -132,6 +159,7 @@ def problem(
     detail: str,
     errors: list[dict[str, str]] | None = None,
     request_id: str | None = None,
+    bundle: str | None = None,
 ) -> dict[str, Any]:
     """The document of `schemas.Problem`, ready to be serialised."""
     document: dict[str, Any] = {
@@ -144,6 +172,8 @@ def problem(
         document["errors"] = errors
     if request_id is not None:
         document["request_id"] = request_id
+    if bundle is not None:
+        document["bundle"] = bundle
     return document
 
 

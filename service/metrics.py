@@ -110,12 +110,30 @@ class Metrics:
         self._reloads = Counter(
             f"{PREFIX}_reloads_total", "Bundle reloads by outcome.", ["outcome"], registry=registry
         )
+        self._delta_items = Gauge(
+            f"{PREFIX}_delta_items", "New items that are recalled beside the bundle's.", registry=registry
+        )
+        self._tombstones = Gauge(
+            f"{PREFIX}_tombstones", "Deleted items that are never recalled.", registry=registry
+        )
+        self.delta_age = Gauge(
+            f"{PREFIX}_delta_age_seconds",
+            "Time since the store was last seen to hold the new and deleted items in use.",
+            registry=registry,
+        )
+        self._delta_loads = Counter(
+            f"{PREFIX}_delta_loads_total",
+            "Changes of the store's new and deleted items by outcome.",
+            ["outcome"],
+            registry=registry,
+        )
         self.ready = Gauge(f"{PREFIX}_ready", "1 when requests are welcome.", registry=registry)
         self.arms = ArmFamilies(registry, PREFIX, BUCKETS_S)
         for operation in ("read", "write"):
             self.set_breaker(operation, "closed")
         for outcome in ("loaded", "refused"):
             self._reloads.labels(outcome)
+            self._delta_loads.labels(outcome)
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """One measured stage of one request."""
@@ -154,6 +172,15 @@ class Metrics:
     def count_reload(self, outcome: str) -> None:
         """`loaded` or `refused`."""
         self._reloads.labels(outcome).inc()
+
+    def count_delta_load(self, outcome: str) -> None:
+        """`loaded` or `refused`."""
+        self._delta_loads.labels(outcome).inc()
+
+    def set_delta(self, items: int, deleted: int) -> None:
+        """What is recalled, and what is not, beside the bundle from now on."""
+        self._delta_items.set(items)
+        self._tombstones.set(deleted)
 
     def set_breaker(self, operation: str, state: str) -> None:
         """The breaker of reads or writes changed."""

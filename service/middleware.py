@@ -36,6 +36,7 @@ class RequestContext:
     """What is known of one request; handlers add to it, the middleware writes it out.
 
     started: `time.monotonic` seconds   headers: the few that the service reads
+    bundle, fallback: what answered, and why if it was the fallback
     timings: stage -> seconds, in the order in which they are shown
     arm: of the running experiment   afterwards: what to do once the answer was sent
     """
@@ -45,6 +46,7 @@ class RequestContext:
     headers: dict[bytes, bytes]
     route: str = "other"
     bundle: str | None = None
+    fallback: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
     batch_size: int | None = None
     arm: str | None = None
@@ -63,11 +65,19 @@ class RequestMiddleware:
     """Wraps an app; routes maps a path to the label under which it is counted."""
 
     def __init__(
-        self, app: Application, *, metrics: Metrics, routes: dict[str, str], log_requests: str = "failed"
+        self,
+        app: Application,
+        *,
+        metrics: Metrics,
+        routes: dict[str, str],
+        log_requests: str = "failed",
+        serving: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """serving: the present bundle, for log lines of requests that met none"""
         self._app = app
         self._metrics = metrics
         self._routes = routes
+        self._serving = serving
         self._log_from_status = {"all": 100, "failed": 500, "none": 1000}[log_requests]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +107,8 @@ class RequestMiddleware:
             for begin in context.afterwards:
                 begin()
         except Exception:
-            logger.exception("a request failed unexpectedly", extra={"request_id": context.request_id})
+            context.bundle = context.bundle or self._serving()
+            logger.exception("a request failed unexpectedly", extra=_named(context))
             if started:
                 raise
             await _send_internal_error(context, send_with_headers)
@@ -115,21 +126,27 @@ class RequestMiddleware:
         if context.route == "recall" and status == 200:
             self._metrics.observe_stage("total", total)
         if status >= self._log_from_status:
+            context.bundle = context.bundle or self._serving()
             logger.info("request", extra=_log_fields(context, status, total))
 
 
 def _log_fields(context: RequestContext, status: int, total: float) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "request_id": context.request_id,
+        **_named(context),
         "route": context.route,
         "status": status,
-        "bundle": context.bundle,
         "total_ms": round(total * 1000, 3),
     }
     if context.arm is not None:
         fields["arm"] = context.arm
+    if context.fallback is not None:
+        fields["fallback"] = context.fallback
     fields.update({f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in context.timings.items()})
     return fields
+
+
+def _named(context: RequestContext) -> dict[str, Any]:
+    return {"request_id": context.request_id, "bundle": context.bundle}
 
 
 def _request_id(given: bytes | None) -> str:

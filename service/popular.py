@@ -6,19 +6,28 @@ from collections.abc import Set
 from itertools import chain, islice
 
 from index_builder.bundle import Bundle
+from index_builder.delta_index import DeltaIndex
 
 ROUTE = "popular"
+_NONE: frozenset[str] = frozenset()
 
 
-def popular_candidates(bundle: Bundle, top_k: int, excluded: Set[str]) -> tuple[list[str], list[float]]:
+def popular_candidates(
+    bundle: Bundle, top_k: int, excluded: Set[str], delta: DeltaIndex | None = None
+) -> tuple[list[str], list[float]]:
     """The most popular items that are not excluded, then the rest of the catalogue in its order.
+
+    delta: new items, which come last, and deleted ones, which never do
 
     -> item ids and scores, `top_k` of them or all that are allowed. A score is 1 / rank: it says the
     order and nothing else.
     """
-    popular = [item_id for item_id in bundle.popular if item_id not in excluded][:top_k]
+    deleted, new = (_NONE, ()) if delta is None else (delta.deleted, delta.item_ids)
+    allowed = (name for name in bundle.popular if name not in excluded and name not in deleted)
+    popular = list(islice(allowed, top_k))
     if len(popular) < top_k:
         taken = excluded | set(popular)
-        rest = (item_id for item_id in bundle.item_ids if item_id not in taken)
+        catalogue = chain(bundle.item_ids, new)
+        rest = (name for name in catalogue if name not in taken and name not in deleted)
         popular = list(islice(chain(popular, rest), top_k))
     return popular, [1.0 / rank for rank in range(1, len(popular) + 1)]

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
 
+from index_builder.delta_index import DeltaIndex
 from model.batch import UNKNOWN_TIME, Sequence
 from service.arms import Arms, Taken
 from service.batcher import Batched, Batcher
@@ -29,6 +30,7 @@ from service.errors import (
     InvalidFieldsError,
     InvalidHeaderError,
     NoBundleError,
+    ServiceError,
     ShuttingDownError,
     StoreUnavailableError,
 )
@@ -119,6 +121,11 @@ class RecallService:
             raise NoBundleError("no bundle is loaded yet; publish one to the store or wait for the load")
         return self._engine
 
+    @property
+    def bundle_id(self) -> str | None:
+        """What answers from now on, or None before the first bundle is loaded."""
+        return None if self._engine is None else self._engine.bundle.bundle_id
+
     def swap(self, engine: Engine) -> None:
         """Answer with `engine`, the current bundle's, from now on; in an experiment, in arms that name it.
 
@@ -143,6 +150,13 @@ class RecallService:
             engine = self.arms.control.engine
         self._answer_with(engine)
 
+    def refresh(self, served: Engine, engine: Engine) -> None:
+        """Let `engine`, which is `served` with a newer delta, answer wherever that still does."""
+        if self.arms is not None:
+            self.arms.replace(served, engine)
+        if self._engine is served:
+            self._answer_with(engine)
+
     def engines(self) -> Collection[Engine]:
         """Every engine that answers, each once."""
         if self.arms is not None:
@@ -152,6 +166,7 @@ class RecallService:
     def _answer_with(self, engine: Engine) -> None:
         self._engine = engine
         manifest = engine.bundle.manifest
+        self.metrics.set_delta(engine.num_new_items, engine.num_deleted_items)
         self.metrics.set_bundle(
             {
                 "bundle": engine.bundle.bundle_id,
@@ -195,16 +210,26 @@ class RecallService:
                 recalled = _popular(engine, request, behaviours, reason=reason, degraded=False)
             else:
                 exclude = _excluded_indices(engine, request, known)
-                recalled = await self._from_model(engine, request, sequence, exclude, deadline, timings)
+                exclude_new = (
+                    None if engine.delta is None else _excluded_new(engine.delta, request, behaviours)
+                )
+                asked = EngineRequest(
+                    request.user_id, request.seed, sequence, request.top_k, exclude, exclude_new
+                )
+                recalled = await self._from_model(engine, asked, deadline, timings)
         except StoreUnavailableError as error:
             reason = f"store_{error.reason}"
             recalled = _popular(engine, request, behaviours, reason=reason, degraded=True)
         except EngineFailedError:
             recalled = _popular(engine, request, behaviours, reason="model", degraded=True)
-        except DeadlineExceededError:
+        except DeadlineExceededError as error:
             if self.settings.on_deadline == "error":
+                error.bundle = engine.bundle.bundle_id
                 raise
             recalled = _popular(engine, request, behaviours, reason="deadline", degraded=True)
+        except ServiceError as error:
+            error.bundle = engine.bundle.bundle_id
+            raise
         recalled.timings = timings
         self._account(engine, request, recalled)
         if taken is not None:
@@ -310,13 +335,10 @@ class RecallService:
     async def _from_model(
         self,
         engine: Engine,
-        request: RecallRequest,
-        sequence: Sequence,
-        exclude: np.ndarray,
+        asked: EngineRequest,
         deadline: Deadline,
         timings: dict[str, float],
     ) -> Recalled:
-        asked = EngineRequest(request.user_id, request.seed, sequence, request.top_k, exclude)
         batched = await self._batcher.submit(engine, asked, deadline)
         answer = batched.answer
         timings["queue"] = batched.queue_seconds
@@ -324,7 +346,7 @@ class RecallService:
         timings["search"] = answer.search_seconds
         self.metrics.observe_stage("queue", batched.queue_seconds)
         return Recalled(
-            user_id=request.user_id,
+            user_id=asked.user_id,
             bundle=engine.bundle.bundle_id,
             route=engine.bundle.model_name,
             item_ids=answer.item_ids,
@@ -336,7 +358,7 @@ class RecallService:
         found = len(recalled.item_ids)
         if found < request.top_k:
             recalled.shortfall = (
-                f"the catalogue has {len(engine.bundle.item_ids)} items, of which {found} are not excluded"
+                f"the catalogue has {engine.num_items} items, of which {found} are not excluded"
             )
         self.metrics.count_recall(
             recalled.route,
@@ -356,13 +378,19 @@ def _excluded_indices(engine: Engine, request: RecallRequest, seen: np.ndarray) 
     return np.concatenate([exclude, np.array(asked, np.int64)])
 
 
+def _excluded_new(delta: DeltaIndex, request: RecallRequest, behaviours: StoredSequence) -> np.ndarray:
+    """The new items that must not come back, which no model knows yet: by their ids.   -> (E,)"""
+    seen = behaviours.item_ids if request.exclude_seen else []
+    return delta.rows_of(chain(seen, request.exclude_item_ids))
+
+
 def _popular(
     engine: Engine, request: RecallRequest, behaviours: StoredSequence, *, reason: str, degraded: bool
 ) -> Recalled:
     excluded = set(request.exclude_item_ids)
     if request.exclude_seen:
         excluded.update(behaviours.item_ids)
-    item_ids, scores = popular_candidates(engine.bundle, request.top_k, excluded)
+    item_ids, scores = popular_candidates(engine.bundle, request.top_k, excluded, engine.delta)
     return Recalled(
         user_id=request.user_id,
         bundle=engine.bundle.bundle_id,

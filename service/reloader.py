@@ -1,30 +1,31 @@
-"""Keeps the service on the store's current bundle, and the arms of an experiment on theirs.
+"""Keeps the service on the store's current bundle, its new and deleted items, and arms on their bundles.
 
 A newer bundle is read, verified, built into an engine, warmed and asked its canary away from the
 serving thread; only then is one reference swapped. A bundle that fails any of this is refused, logged
 and counted, and the old one keeps serving. What several arms name is loaded once; what none names any more
-is let go.
+is let go. So it is with a delta of new and deleted items; an engine is swapped together with its delta, so
+that no answer mixes two versions of either.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from index_builder.bundle import BundleError, current_bundle, load_bundle
 from index_builder.publish import Store
+from service.background import in_daemon_thread
+from service.delta_watch import DeltaWatch
 from service.engine import Engine, build_engine, set_threads
 from service.experiments import CURRENT, Experiment
 from service.metrics import Metrics
 from service.settings import ServiceSettings
 
 logger = logging.getLogger("t2diff.reload")
-Result = TypeVar("Result")
 RETRY_REFUSED_S = 60.0
 """A refused bundle is tried again after this: the store may have been read at a bad moment."""
 
@@ -40,13 +41,15 @@ class Reloader:
         metrics: Metrics,
         on_loaded: Callable[[Engine], None],
         on_device: Callable[[Callable[[], Engine]], Awaitable[Engine]],
-        on_experiment: Callable[[Experiment | None, Mapping[str, Engine]], None] | None = None,
-        in_use: Callable[[], Collection[Engine]] = tuple,
+        on_experiment: Callable[[Experiment | None, Mapping[str, Engine]], None],
+        in_use: Callable[[], Collection[Engine]],
+        on_refreshed: Callable[[Engine, Engine], None],
     ) -> None:
         """on_loaded: gets the engine of the current bundle   on_device: runs a function on the device thread
 
         on_experiment: gets the experiment to run and the engine of each bundle that its arms name
         in_use: the engines that answer now; none of their bundles is loaded twice
+        on_refreshed: gets an engine that answers now and the same with a newer delta, to put in its place
         """
         self._settings = settings
         self._device = device
@@ -55,22 +58,43 @@ class Reloader:
         self._on_device = on_device
         self._on_experiment = on_experiment
         self._in_use = in_use
+        self._on_refreshed = on_refreshed
         self._experiment: Experiment | None = None
         self._lock = asyncio.Lock()
+        self._delta_lock = asyncio.Lock()
         self._served: str | None = None
         self._refused: dict[str, float] = {}
+        self._watch = DeltaWatch(settings, metrics)
 
     async def check(self, *, retry_refused: bool = True) -> dict[str, Any]:
         """Serve the store's current bundle: {"outcome": "loaded" | "unchanged" | "refused", …}.
 
-        Without an arm that follows the store's pointer there is nothing to do.
+        The answer also has "delta", the version in use, when that changed, or "delta_refused", the reason.
         """
+        delta = await self._check_delta(retry_refused=retry_refused)
+        return await self._check_bundle(retry_refused=retry_refused) | delta
+
+    async def poll(self) -> None:
+        """Check every `reload_poll_s` until cancelled; returns at once when that is 0.
+
+        Bundle and delta apart: a large bundle takes minutes to load, and a deleted item must not wait for it.
+        """
+        if self._settings.reload_poll_s > 0:
+            await asyncio.gather(self._repeat(self._check_delta), self._repeat(self._check_bundle))
+
+    async def _repeat(self, check: Callable[..., Awaitable[Any]]) -> None:
+        while True:
+            await asyncio.sleep(self._settings.reload_poll_s)
+            await check(retry_refused=False)
+
+    async def _check_bundle(self, *, retry_refused: bool) -> dict[str, Any]:
+        """Without an arm that follows the store's pointer there is nothing to do."""
         async with self._lock:
             url = None
             if self._experiment is not None and CURRENT not in self._experiment.bundles:
                 return {"outcome": "unchanged", "bundle": None}
             try:
-                url = await _in_daemon_thread(partial(_url_of, self._settings.bundles, CURRENT))
+                url = await in_daemon_thread(partial(_url_of, self._settings.bundles, CURRENT))
                 if url == self._served:
                     return {"outcome": "unchanged", "bundle": _name(url)}
                 if not retry_refused and time.monotonic() < self._refused.get(url, 0.0):
@@ -90,14 +114,15 @@ class Reloader:
 
         The outcome is that of `check`.
         """
-        assert self._on_experiment is not None
+        async with self._delta_lock:
+            await self._watch.read(retry_refused=True, bundle=self._shown())
         async with self._lock:
             engines: dict[str, Engine] = {}
             url = current = None
             named = {CURRENT: None} if experiment is None else experiment.bundles
             for bundle, arm in named.items():
                 try:
-                    url = await _in_daemon_thread(partial(_url_of, self._settings.bundles, bundle))
+                    url = await in_daemon_thread(partial(_url_of, self._settings.bundles, bundle))
                     engines[bundle] = _of_bundle(engines.values(), url) or await self._engine(url)
                 except Exception as error:
                     where = None if arm is None else f"arm {arm!r}, bundle {bundle}"
@@ -110,14 +135,30 @@ class Reloader:
                 _log_loaded(engine, experiment=experiment and experiment.name)
             return {"outcome": "loaded", "bundle": next(iter(engines.values())).bundle.bundle_id}
 
-    async def poll(self) -> None:
-        """Check every `reload_poll_s` until cancelled; returns at once when that is 0."""
-        while self._settings.reload_poll_s > 0:
-            await asyncio.sleep(self._settings.reload_poll_s)
-            await self.check(retry_refused=False)
+    async def _check_delta(self, *, retry_refused: bool) -> dict[str, Any]:
+        """Use the store's new and deleted items: {}, {"delta": version} or {"delta_refused": reason}."""
+        async with self._delta_lock:
+            refused = await self._watch.read(retry_refused=retry_refused, bundle=self._shown())
+            if refused is not None:
+                return {"delta_refused": refused}
+            version = self._watch.delta.version
+            behind = [engine for engine in self._in_use() if engine.delta_version != version]
+            for served in behind:
+                try:
+                    engine = await self._watch.up_to_date(served)
+                except Exception as error:
+                    return {"delta_refused": self._watch.refuse(error, bundle=served.bundle.bundle_id)}
+                self._on_refreshed(served, engine)
+                _log_delta(engine)
+            return {"delta": version} if behind else {}
+
+    def _shown(self) -> str | None:
+        """The bundle that a log line about all of them names."""
+        return next((engine.bundle.bundle_id for engine in self._in_use()), None)
 
     async def _engine(self, url: str) -> Engine:
-        return _of_bundle(self._in_use(), url) or await self._load(url)
+        """The engine of a bundle, with the delta that is in use."""
+        return await self._watch.up_to_date(_of_bundle(self._in_use(), url) or await self._load(url))
 
     async def _load(self, url: str) -> Engine:
         def load() -> Engine:
@@ -128,7 +169,7 @@ class Reloader:
             return engine
 
         # A GPU index may be touched by one thread only; a CPU one need not hold up the requests.
-        return await (self._on_device(load) if self._device == "cuda" else _in_daemon_thread(load))
+        return await (self._on_device(load) if self._device == "cuda" else in_daemon_thread(load))
 
     def _refuse(self, url: str | None, error: Exception, *, where: str | None = None) -> dict[str, Any]:
         name = None if url is None else _name(url)
@@ -145,31 +186,16 @@ class Reloader:
         return {"outcome": "refused", "bundle": name, "reason": reason}
 
 
-async def _in_daemon_thread(function: Callable[[], Result]) -> Result:
-    """Like `asyncio.to_thread`, but a long load does not hold up the end of the process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
-
-    def deliver(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
-    def run() -> None:
-        result: Any = None
-        failure: BaseException | None = None
-        try:
-            result = function()
-        except BaseException as error:
-            failure = error
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(deliver, result, failure)
-
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return await future
+def _log_delta(engine: Engine) -> None:
+    logger.info(
+        "delta loaded",
+        extra={
+            "bundle": engine.bundle.bundle_id,
+            "delta": engine.delta_version,
+            "new_items": engine.num_new_items,
+            "deleted_items": engine.num_deleted_items,
+        },
+    )
 
 
 def _url_of(store: str, bundle: str) -> str:

@@ -23,6 +23,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from index_builder.delta import MAX_FEATURES, MAX_SIMILAR, MAX_WEIGHT
+
 MAX_ID_LENGTH = 128
 MAX_TOP_K = 1000
 MAX_SEQUENCE = 1000
@@ -31,6 +33,7 @@ MAX_REQUESTS = 256
 MAX_EVENTS = 1000
 MAX_TIMESTAMP = 4_102_444_800
 """1 January 2100 in seconds; milliseconds of any plausible date are larger and refused."""
+MAX_CHANGED = 1000
 MAX_SEED = 2**53 - 1
 """The largest integer that every JSON parser keeps exact."""
 
@@ -67,6 +70,7 @@ Identifier = Annotated[
 Timestamp = Annotated[
     int, Field(ge=0, le=MAX_TIMESTAMP, description="Unix seconds (not milliseconds).", examples=[1700000000])
 ]
+Weight = Annotated[float, Field(gt=0, le=MAX_WEIGHT, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -105,6 +109,36 @@ class Event(_Strict):
     timestamp: Timestamp | None = Field(None, description="The server's clock when left out.")
 
 
+class NewItemRequest(_Strict):
+    """An item that no model was trained on, and what is known of it."""
+
+    item_id: Identifier
+    similar_item_ids: dict[Identifier, Weight] | list[Identifier] = Field(
+        default={}, max_length=MAX_SIMILAR, description="Consumed in the same sessions, perhaps with counts."
+    )
+    features: list[Identifier] = Field(
+        default=[], max_length=MAX_FEATURES, description="Tokens as in the catalogue, such as genre=Drama."
+    )
+
+
+class AddItemsRequest(_Strict):
+    """Items to recall from now on."""
+
+    items: list[NewItemRequest] = Field(min_length=1, max_length=MAX_CHANGED)
+
+
+class ItemIdsRequest(_Strict):
+    """Items to delete, or to bring back."""
+
+    item_ids: list[Identifier] = Field(min_length=1, max_length=MAX_CHANGED)
+
+
+class RollbackRequest(_Strict):
+    """Which bundle to go back to."""
+
+    to: Identifier | None = Field(None, description="An earlier bundle; the previous one when left out.")
+
+
 class Refused(BaseModel):
     """A member of a batch that did not validate; its place in the batch is kept."""
 
@@ -132,6 +166,9 @@ class EventsRequest(RootModel[Event | Annotated[list[Event], Field(min_length=1,
 
 RECALL_REQUEST: TypeAdapter[RecallRequest] = TypeAdapter(RecallRequest)
 RECALL_BATCH_REQUEST: TypeAdapter[RecallBatchRequest] = TypeAdapter(RecallBatchRequest)
+ADD_ITEMS: TypeAdapter[AddItemsRequest] = TypeAdapter(AddItemsRequest)
+ITEM_IDS: TypeAdapter[ItemIdsRequest] = TypeAdapter(ItemIdsRequest)
+ROLLBACK: TypeAdapter[RollbackRequest] = TypeAdapter(RollbackRequest)
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 EVENTS: TypeAdapter[list[Event]] = TypeAdapter(
     Annotated[list[Event], Field(min_length=1, max_length=MAX_EVENTS)]
@@ -180,6 +217,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     request_id: str | None = None
+    bundle: str | None = Field(None, description="The bundle that was to answer; there once that is known.")
     errors: list[FieldProblem] = []
 
 
@@ -231,6 +269,15 @@ class ExperimentInfo(BaseModel):
     arms: list[ArmInfo]
 
 
+class DeltaInfo(BaseModel):
+    """What is recalled, and what is not, beside the bundle."""
+
+    version: str = Field(description="Names the store's new and deleted items that are in use, or `none`.")
+    new_items: int = Field(description="New items that can be recalled.")
+    unplaced_items: int = Field(description="New items that the bundle has nothing similar to.")
+    deleted_items: int
+
+
 class ModelInfo(BaseModel):
     """What is being served."""
 
@@ -241,6 +288,7 @@ class ModelInfo(BaseModel):
     device: str
     tower_engine: str
     index: dict[str, Any] = Field(description="Kind and measured overlap with exact search.")
-    num_items: int
+    num_items: int = Field(description="Items of the bundle.")
+    delta: DeltaInfo
     metrics: dict[str, Any] = Field(description="Offline metrics of the model when it was trained.")
     experiment: ExperimentInfo | None = Field(None, description="Only there while one runs.")

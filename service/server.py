@@ -105,6 +105,7 @@ async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService
             on_device=batcher.call,
             on_experiment=service.run_experiment,
             in_use=service.engines,
+            on_refreshed=service.refresh,
         )
         try:
             first = await reloader.run(settings.experiment)

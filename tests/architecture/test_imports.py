@@ -15,6 +15,8 @@ SERVICE_MAY_IMPORT = {
     "index_builder.bundle",
     "index_builder.canary",
     "index_builder.candidates",
+    "index_builder.delta",
+    "index_builder.delta_index",
     "index_builder.publish",
 }
 """What the service needs of the builder: reading bundles, searching, and the pointer that it watches."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from index_builder.bundle import load_bundle
+from index_builder.delta import DeltaFile, NewItem
 from index_builder.publish import Store
 from service.engine import Engine
 from service.experiments import Experiment
@@ -47,11 +50,21 @@ class Loaded:
             on_loaded=self.engines.append,
             on_device=on_device,
             on_experiment=self._run,
-            in_use=lambda: list(self.by_bundle.values()),
+            in_use=self._in_use,
+            on_refreshed=self._refresh,
         )
 
     def _run(self, experiment: Experiment | None, engines: Mapping[str, Engine]) -> None:
         self.experiment, self.by_bundle = experiment, dict(engines)
+
+    def _in_use(self) -> list[Engine]:
+        used = [*self.by_bundle.values(), *self.engines[-1:]]
+        return list({id(engine): engine for engine in used}.values())
+
+    def _refresh(self, served: Engine, engine: Engine) -> None:
+        self.by_bundle = {name: engine if held is served else held for name, held in self.by_bundle.items()}
+        if self.engines and self.engines[-1] is served:
+            self.engines.append(engine)
 
     @property
     def served(self) -> list[str]:
@@ -241,3 +254,91 @@ async def test_an_experiment_with_a_bad_bundle_is_refused_whole_and_counted(
     assert loaded.by_bundle == before
     assert loaded.counted("refused") == 1
     assert (await loaded.reloader.check())["outcome"] == "unchanged", "the experiment before it goes on"
+
+
+async def test_a_delta_reaches_every_arm(own_store: Store, build: Any) -> None:
+    loaded = Loaded(own_store)
+    fixed = build(own_store, 1)
+    await loaded.reloader.run(experiment("current", fixed))
+    DeltaFile(own_store.url).delete(["i1"])
+    await loaded.reloader.check()
+    assert [engine.num_deleted_items for engine in loaded.by_bundle.values()] == [1, 1]
+    newer = build(own_store, 2)
+    await loaded.reloader.run(experiment("current", newer))
+    assert [engine.num_deleted_items for engine in loaded.by_bundle.values()] == [1, 1]
+
+
+async def test_a_delta_goes_with_every_bundle_and_a_swap_replaces_one_engine_by_another(
+    own_store: Store, build: Any
+) -> None:
+    loaded = Loaded(own_store)
+    file = DeltaFile(own_store.url)
+    file.delete(["i1"])
+    await loaded.reloader.check()
+    assert [engine.num_deleted_items for engine in loaded.engines] == [1], "from the first answer on"
+    assert (await loaded.reloader.check()) == {"outcome": "unchanged", "bundle": own_store.current()}
+    added = file.add([NewItem("n1", {"i2": 1.0})])
+    assert (await loaded.reloader.check())["delta"] == added.version
+    assert loaded.engines[1].bundle is loaded.engines[0].bundle
+    assert loaded.engines[0].num_new_items == 0, "what requests under way hold does not change"
+    own_store.publish(build(own_store, 1))
+    await loaded.reloader.check()
+    assert [engine.num_new_items for engine in loaded.engines] == [0, 1, 1]
+    file.undelete(["i1"])
+    file.delete(["n1"])
+    file.undelete(["n1"])
+    await loaded.reloader.check()
+    assert loaded.engines[-1].delta is None, "an empty delta costs a request nothing"
+    assert loaded.engines[-1].delta_version == file.read().version
+
+
+async def test_a_deletion_is_followed_while_a_bundle_takes_long_to_load(
+    own_store: Store, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(own_store, reload_poll_s=0.02)
+    await loaded.reloader.check()
+    goes_on = threading.Event()
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        goes_on.wait(60)
+        return load_bundle(*arguments, **options)
+
+    monkeypatch.setattr("service.reloader.load_bundle", slowly)
+    polling = asyncio.create_task(loaded.reloader.poll())
+    own_store.publish(build(own_store, 1))
+    DeltaFile(own_store.url).delete(["i1"])
+    for _ in range(1000):
+        if loaded.engines[-1].num_deleted_items:
+            break
+        await asyncio.sleep(0.02)
+    assert len(loaded.engines) == 2
+    DeltaFile(own_store.url).delete(["i2"])
+    goes_on.set()
+    for _ in range(1000):
+        if loaded.served[-1] == own_store.current() and loaded.engines[-1].num_deleted_items == 2:
+            break
+        await asyncio.sleep(0.02)
+    assert loaded.engines[-1].delta is not None
+    assert loaded.engines[-1].delta.deleted == {"i1", "i2"}
+    polling.cancel()
+
+
+async def test_an_old_engine_goes_with_its_last_holder(own_store: Store, build: Any) -> None:
+    loaded = Loaded(own_store)
+    bundles = [own_store.current(), build(own_store, 1)]
+    engines: list[weakref.ref[Engine]] = []
+    in_flight = None
+    for number in range(20):
+        own_store.publish(str(bundles[number % 2]))
+        await loaded.reloader.check()
+        engines.append(weakref.ref(loaded.engines[-1]))
+        if number == 7:
+            in_flight = loaded.engines[-1]
+        del loaded.engines[:-1]
+    gc.collect()
+    assert [number for number, engine in enumerate(engines) if engine() is not None] == [7, 19]
+    assert in_flight is not None
+    old = weakref.ref(in_flight.bundle)
+    del in_flight
+    gc.collect()
+    assert old() is None
