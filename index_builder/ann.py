@@ -133,7 +133,9 @@ class AnnIndex:
             if group.fetch <= self._searcher.max_fetch:
                 short = self._search_widening(group, queries, wanted, excluded, answer)
             for member in short.tolist():
-                answer.put(member, *self._search_exactly(queries[member], wanted[member], excluded.of(member)))
+                answer.put(
+                    member, *self._search_exactly(queries[member], wanted[member], excluded.of(member))
+                )
         return answer.scores, answer.rows
 
     @property
@@ -187,7 +189,9 @@ class AnnIndex:
         """Which queries are searched together. One that is masked is alone: a search has one mask."""
         together: dict[tuple[int, int], list[int]] = {}
         plan = []
-        for member, (top_k, num_out) in enumerate(zip(wanted.tolist(), excluded.counts.tolist(), strict=True)):
+        for member, (top_k, num_out) in enumerate(
+            zip(wanted.tolist(), excluded.counts.tolist(), strict=True)
+        ):
             candidates, width = top_k * max(1, self.rescored), self._width_for(top_k + num_out)
             if num_out > _MAX_OVERFETCH and self._searcher.masks and 2 * num_out < self.num_items:
                 skip = excluded.of(member)

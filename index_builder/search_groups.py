@@ -58,9 +58,7 @@ class Exclusions:
     counts: (B,) existing rows that are excluded
     """
 
-    def __init__(
-        self, exclude: Sequence[np.ndarray | None] | None, batch_size: int, num_items: int
-    ) -> None:
+    def __init__(self, exclude: Sequence[np.ndarray | None] | None, batch_size: int, num_items: int) -> None:
         """Rows that do not exist are ignored. Raises ValueError for another number of entries."""
         if exclude is None:
             exclude = [None] * batch_size
