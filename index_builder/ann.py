@@ -25,7 +25,7 @@ from index_builder.faiss_library import FAISS_VERSION, faiss, faiss_metric, num_
 from index_builder.gpu_index import usable_device
 from index_builder.index_choice import choose_kind
 from index_builder.index_kinds import KINDS, find_kind, read_index_file
-from index_builder.search_groups import Answer, Group, checked_exclusions, is_allowed
+from index_builder.search_groups import Answer, Exclusions, Group
 from index_builder.searchers import FaissSearcher, FlatSearcher, GpuSearcher, ListSearcher, Searcher
 from index_builder.torch_search import TorchSearch
 from model.two_tower import Metric
@@ -120,12 +120,11 @@ class AnnIndex:
         """
         queries = self._checked_queries(queries)
         wanted = _checked_top_k(top_k, len(queries))  # (B,)
-        excluded = checked_exclusions(
-            None if exclude is None else list(exclude), len(queries), self.num_items
-        )
+        excluded = Exclusions(exclude, len(queries), self.num_items)
         answer = Answer(wanted)
         if self._torch is not None:
-            scores, rows = self._torch.search(queries, int(wanted.max(initial=0)), excluded)
+            out = [excluded.of(member) for member in range(len(queries))]
+            scores, rows = self._torch.search(queries, int(wanted.max(initial=0)), out)
             for member in range(len(queries)):
                 answer.put(member, scores[member], rows[member])
             return answer.scores, answer.rows
@@ -134,7 +133,9 @@ class AnnIndex:
             if group.fetch <= self._searcher.max_fetch:
                 short = self._search_widening(group, queries, wanted, excluded, answer)
             for member in short.tolist():
-                answer.put(member, *self._search_exactly(queries[member], wanted[member], excluded[member]))
+                answer.put(
+                    member, *self._search_exactly(queries[member], wanted[member], excluded.of(member))
+                )
         return answer.scores, answer.rows
 
     @property
@@ -184,22 +185,27 @@ class AnnIndex:
         searcher = ListSearcher if self.kind.startswith("ivf") else FaissSearcher
         return searcher(self._index, self._spec, self.metric)
 
-    def _plan(self, wanted: np.ndarray, excluded: list[np.ndarray]) -> list[Group]:
+    def _plan(self, wanted: np.ndarray, excluded: Exclusions) -> list[Group]:
         """Which queries are searched together. One that is masked is alone: a search has one mask."""
         together: dict[tuple[int, int], list[int]] = {}
         plan = []
-        for member, (top_k, out) in enumerate(zip(wanted.tolist(), excluded, strict=True)):
-            candidates, width = top_k * max(1, self.rescored), self._width_for(top_k + len(out))
-            if len(out) > _MAX_OVERFETCH and self._searcher.masks and 2 * len(out) < self.num_items:
-                plan.append(Group(self._fetch_size(candidates), width, np.array([member]), skip=out))
+        for member, (top_k, num_out) in enumerate(
+            zip(wanted.tolist(), excluded.counts.tolist(), strict=True)
+        ):
+            candidates, width = top_k * max(1, self.rescored), self._width_for(top_k + num_out)
+            if num_out > _MAX_OVERFETCH and self._searcher.masks and 2 * num_out < self.num_items:
+                skip = excluded.of(member)
+                plan.append(Group(self._fetch_size(candidates), width, np.array([member]), skip=skip))
             else:
-                key = (self._fetch_size(candidates + len(out)), width)
+                key = (self._fetch_size(candidates + num_out), width)
                 together.setdefault(key, []).append(member)
         plan += [Group(fetch, width, np.array(members)) for (fetch, width), members in together.items()]
         return plan
 
     def _width_for(self, count: int) -> int:
         """The width that finds as much of the best `count` as `width` finds of the best 100."""
+        if not self.width:
+            return 0
         ratio = self._fetch_size(count) / self._fetch_size(_TUNED_TOP_K)
         return min(
             math.ceil(self.width * max(1.0, ratio) ** (1 / 3)), max(self.width, self._searcher.max_width)
@@ -210,7 +216,7 @@ class AnnIndex:
         group: Group,
         queries: np.ndarray,
         wanted: np.ndarray,
-        excluded: list[np.ndarray],
+        excluded: Exclusions,
         answer: Answer,
     ) -> np.ndarray:
         """Search, wider and wider where an answer came back short; returns the members still short."""
@@ -219,13 +225,9 @@ class AnnIndex:
             scores, rows = self._searcher.search(queries[members], group.fetch, width, group.skip)
             if self.rescored:
                 scores, rows = self._rescore(queries, members, rows, wanted, excluded)
-            short = []
-            for i, member in enumerate(members.tolist()):
-                kept = np.flatnonzero(is_allowed(rows[i], excluded[member]))[: wanted[member]]
-                answer.put(member, scores[i][kept], rows[i][kept])
-                if len(kept) < min(wanted[member], self.num_items - len(excluded[member])):
-                    short.append(member)
-            members = np.array(short, dtype=np.int64)
+            num_found = answer.put_allowed(members, scores, rows, excluded.allowed(members, rows))
+            enough = np.minimum(wanted[members], self.num_items - excluded.counts[members])
+            members = members[num_found < enough]
             if width >= self._searcher.max_width:
                 break
             width = min(width * _WIDEN_BY, self._searcher.max_width)
@@ -237,15 +239,14 @@ class AnnIndex:
         members: np.ndarray,
         rows: np.ndarray,
         wanted: np.ndarray,
-        excluded: list[np.ndarray],
+        excluded: Exclusions,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Exact scores of what was found, and the best of it first; what is left out scores -inf.
 
         rows: (B, F)   -> (B, K), (B, K)
         """
         scores = rescore(self._items, queries[members], rows, self.metric)  # (B, F)
-        for i, member in enumerate(members.tolist()):
-            scores[i, ~is_allowed(rows[i], excluded[member])] = -np.inf
+        scores[~excluded.allowed(members, rows)] = -np.inf
         top_k = min(int(wanted[members].max()), rows.shape[1])
         best, place = torch.from_numpy(scores).topk(top_k, dim=1)
         return best.numpy(), np.take_along_axis(rows, place.numpy(), axis=1)
@@ -275,8 +276,9 @@ class AnnIndex:
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ValueError(f"queries must be (B, {self.dim}), got shape {queries.shape}")
-        bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
-        if len(bad):
+        finite = np.isfinite(queries)
+        if not finite.all():
+            bad = np.flatnonzero(~finite.all(axis=1))
             raise ValueError(f"query {bad[0]} holds NaN or infinity: the user embedding is broken")
         return queries
 
@@ -295,7 +297,9 @@ def _checked_embeddings(embeddings: np.ndarray) -> np.ndarray:
 
 
 def _checked_top_k(top_k: int | Sequence[int], batch_size: int) -> np.ndarray:
-    wanted = np.broadcast_to(np.asarray(top_k, dtype=np.int64), (batch_size,))
+    wanted = np.asarray(top_k, dtype=np.int64)
+    if wanted.shape != (batch_size,):
+        wanted = np.broadcast_to(wanted, (batch_size,))
     if batch_size and wanted.min() < 1:
         raise ValueError(f"top_k must be at least 1, got {wanted.min()}")
     return wanted

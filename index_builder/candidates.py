@@ -15,7 +15,7 @@ import numpy as np
 
 from index_builder.ann import AnnIndex
 from index_builder.route_merge import merge_routes
-from model.batch import Sequence, collate
+from model.batch import Sequence, pad
 from model.engines.interface import EagerTower, TowerEngine
 from model.two_tower import TwoTower
 
@@ -61,11 +61,9 @@ def recall_sequences(
     exclude_new: per sequence the rows of new items never to return, or None
     Raises ValueError for an empty sequence or when the user tower gives NaN or infinity.
     """
-    batch = collate(sequences, max_length=model.max_length)
+    padded = pad(sequences, max_length=model.max_length)
     started, cpu_started = time.perf_counter(), time.thread_time()
-    routes = (
-        (tower or EagerTower(model)).user_embeddings(batch, list(keys)).float().cpu().numpy()
-    )  # (B, R, D)
+    routes = (tower or EagerTower(model)).embed(padded, list(keys))  # (B, R, D)
     embedded, cpu_embedded = time.perf_counter(), time.thread_time()
     if delta is None:
         score, rows = _search(index, routes, top_k, exclude)

@@ -36,6 +36,60 @@ class Answer:
         self.scores[member, :count] = scores[:count]
         self.rows[member, :count] = rows[:count]
 
+    def put_allowed(
+        self, members: np.ndarray, scores: np.ndarray, rows: np.ndarray, allowed: np.ndarray
+    ) -> np.ndarray:
+        """The same of several queries at once, leaving out what is not allowed.
+
+        members: (b,)   scores, rows, allowed: (b, F)   -> (b,) how many results each got
+        """
+        place = allowed.cumsum(axis=1)  # (b, F) from 1
+        wanted = self.wanted[members]
+        query, column = np.nonzero(allowed & (place <= wanted[:, None]))
+        into, at = members[query], place[query, column] - 1
+        self.scores[into, at] = scores[query, column]
+        self.rows[into, at] = rows[query, column]
+        return np.minimum(place[:, -1], wanted)
+
+
+class Exclusions:
+    """The rows that each query of a batch must not get: one sorted array of query * M + row for all of them.
+
+    counts: (B,) existing rows that are excluded
+    """
+
+    def __init__(self, exclude: Sequence[np.ndarray | None] | None, batch_size: int, num_items: int) -> None:
+        """Rows that do not exist are ignored. Raises ValueError for another number of entries."""
+        if exclude is None:
+            exclude = [None] * batch_size
+        if len(exclude) != batch_size:
+            raise ValueError(f"exclude must have one entry per query, got {len(exclude)} for {batch_size}")
+        each = [_NONE if rows is None else np.asarray(rows, dtype=np.int64) for rows in exclude]
+        self._num_items = num_items
+        self._keys = _NONE
+        self.counts = np.zeros(batch_size, dtype=np.int64)
+        if not any(map(len, each)):
+            return
+        rows = np.concatenate(each)
+        keys = rows + num_items * np.repeat(np.arange(batch_size), list(map(len, each)))
+        exists = (rows >= 0) & (rows < num_items)
+        keys = np.sort(keys if exists.all() else keys[exists])
+        again = np.flatnonzero(keys[1:] == keys[:-1])
+        self._keys = np.delete(keys, again) if len(again) else keys
+        self.counts = np.bincount(self._keys // num_items, minlength=batch_size)
+
+    def of(self, member: int) -> np.ndarray:
+        """(E,) the excluded rows of one query, sorted and distinct."""
+        first = member * self._num_items
+        start, end = np.searchsorted(self._keys, [first, first + self._num_items])
+        return self._keys[start:end] - first
+
+    def allowed(self, members: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Which results may be returned.   members: (b,)   rows: (b, F)   -> (b, F) bool"""
+        if not len(self._keys):
+            return rows >= 0
+        return (rows >= 0) & is_allowed(rows + self._num_items * members[:, None], self._keys)
+
 
 def is_allowed(rows: np.ndarray, excluded: np.ndarray) -> np.ndarray:
     """Which results may be returned.   rows: (F,)   excluded: sorted, distinct   -> (F,) bool"""
@@ -46,17 +100,4 @@ def is_allowed(rows: np.ndarray, excluded: np.ndarray) -> np.ndarray:
     return found & (excluded[place] != rows)
 
 
-def checked_exclusions(
-    exclude: Sequence[np.ndarray | None] | None, batch_size: int, num_items: int
-) -> list[np.ndarray]:
-    """Sorted, distinct, existing rows for every query. Raises ValueError for another number of entries."""
-    none = np.empty(0, dtype=np.int64)
-    if exclude is None:
-        return [none] * batch_size
-    if len(exclude) != batch_size:
-        raise ValueError(f"exclude must have one entry per query, got {len(exclude)} for {batch_size}")
-    excluded = []
-    for rows in exclude:
-        rows = none if rows is None else np.unique(np.asarray(rows, dtype=np.int64))
-        excluded.append(rows[(rows >= 0) & (rows < num_items)])
-    return excluded
+_NONE = np.empty(0, dtype=np.int64)

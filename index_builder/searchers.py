@@ -169,4 +169,6 @@ def _scores(values: np.ndarray, metric: Metric) -> np.ndarray:
     """Larger is better, and finite."""
     if metric == "l2":
         values = 0.0 - values
+    if np.isfinite(values).all():  # nearly always, and a sixth of the work
+        return values
     return np.clip(np.nan_to_num(values, nan=-MAX_SCORE), -MAX_SCORE, MAX_SCORE)

@@ -85,11 +85,32 @@ class SequenceBatch:
         )
 
 
+class PaddedSequences(NamedTuple):
+    """The arrays of a `SequenceBatch` without targets: native code needs no tensors, which cost more than it all.
+
+    item_index: (B, N) int64   timestamp: (B, N) int64   length: (B,) int64   request_time: (B,) int64
+    """
+
+    item_index: np.ndarray
+    timestamp: np.ndarray
+    length: np.ndarray
+    request_time: np.ndarray
+
+    def tensors(self) -> SequenceBatch:
+        """The same batch, in the same memory."""
+        return SequenceBatch(*map(torch.from_numpy, self))
+
+
 def collate(sequences: Collection[Sequence], *, max_length: int) -> SequenceBatch:
     """Pad the last `max_length` behaviours of each sequence to the longest of them.
 
     Raises ValueError when there is no sequence or one is empty: such a user has no user embedding.
     """
+    return pad(sequences, max_length=max_length).tensors()
+
+
+def pad(sequences: Collection[Sequence], *, max_length: int) -> PaddedSequences:
+    """`collate` without tensors."""
     if not sequences:
         raise ValueError("collate needs at least one sequence, got none")
     lengths = [min(len(sequence.item_index), max_length) for sequence in sequences]
@@ -101,9 +122,7 @@ def collate(sequences: Collection[Sequence], *, max_length: int) -> SequenceBatc
     for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
         item_index[row, :length] = sequence.item_index[-length:]
         timestamp[row, :length] = sequence.timestamp[-length:]
-    return SequenceBatch(
-        item_index=torch.from_numpy(item_index),
-        timestamp=torch.from_numpy(timestamp),
-        length=torch.tensor(lengths),
-        request_time=torch.tensor([sequence.request_time for sequence in sequences]),
+    request_time = [sequence.request_time for sequence in sequences]
+    return PaddedSequences(
+        item_index, timestamp, np.array(lengths, dtype=np.int64), np.array(request_time, dtype=np.int64)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -51,8 +51,7 @@ async def read_body(
     if declared.isdigit() and len(declared) < 20 and int(declared) > max_bytes:
         raise _too_large(max_bytes, close=int(declared) > _CLOSE_ABOVE * max_bytes)
     try:
-        async with asyncio.timeout(timeout_s):
-            return await _collect(receive, max_bytes)
+        return await _within(timeout_s, _collect(receive, max_bytes))
     except TimeoutError:
         raise ReceiveTimeoutError(
             f"the body did not arrive within {timeout_s:g} s; send it in one go",
@@ -82,6 +81,42 @@ async def _collect(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], m
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _within(timeout_s: float, collecting: Coroutine[Any, None, bytes]) -> bytes:
+    """What `collecting` gives. Nearly always the body is there already: then no timer is set.
+
+    Raises TimeoutError when it takes longer.
+    """
+    try:
+        awaited = collecting.send(None)
+    except StopIteration as done:
+        body: bytes = done.value
+        return body
+    async with asyncio.timeout(timeout_s):
+        return await _Begun(collecting, awaited)
+
+
+class _Begun:
+    """The rest of a coroutine that was run up to where it waits for `awaited`."""
+
+    def __init__(self, coroutine: Coroutine[Any, None, bytes], awaited: Any) -> None:
+        self._coroutine = coroutine
+        self._awaited = awaited
+
+    def __await__(self) -> Generator[Any, None, bytes]:
+        awaited = self._awaited
+        try:
+            while True:
+                try:
+                    yield awaited
+                except BaseException as error:  # a cancellation: the coroutine must hear of it where it waits
+                    awaited = self._coroutine.throw(error)
+                else:
+                    awaited = self._coroutine.send(None)
+        except StopIteration as done:
+            body: bytes = done.value
+            return body
 
 
 def _check_media_type(content_type: bytes | None) -> None:

@@ -130,12 +130,11 @@ class Engine:
             raise ValueError("the search gave a score that is not a number")
         counts = np.minimum(real.sum(axis=1), [request.top_k for request in requests]).tolist()
         answers = []
-        for count, item_index, scores in zip(
-            counts, found.item_index.tolist(), found.score.tolist(), strict=True
-        ):
+        rows = (found.item_index - 1).tolist()
+        for count, of_user, scores in zip(counts, rows, found.score.tolist(), strict=True):
             answers.append(
                 EngineAnswer(
-                    item_ids=[item_ids[item - 1] for item in item_index[:count]],
+                    item_ids=list(map(item_ids.__getitem__, of_user[:count])),
                     scores=scores[:count],
                     tower_seconds=found.tower_seconds,
                     search_seconds=found.search_seconds,

@@ -5,16 +5,15 @@ What a user gets depends neither on who shares the batch nor on its width, bit f
 
 from __future__ import annotations
 
-import ctypes
 import weakref
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_float, c_int64, c_uint64
+from ctypes import byref, c_int64
 from typing import Any
 
 import numpy as np
 import torch
 
-from model.batch import SequenceBatch
+from model.batch import PaddedSequences, SequenceBatch
 from model.engines.interface import TowerEngine
 from model.engines.native_library import NativeLibrary
 from model.engines.native_spec import NativeBatch, SpecWriter, why_not
@@ -67,41 +66,37 @@ class FusedTower(TowerEngine):
 
     def user_embeddings(self, batch: SequenceBatch, keys: Sequence[int]) -> torch.Tensor:
         """(B, R, D). Raises ValueError for keys, lengths or item indices that do not fit."""
+        tensors = (batch.item_index, batch.timestamp, batch.length, batch.request_time)
+        arrays = [values.to("cpu", torch.int64).contiguous().numpy() for values in tensors]
+        return torch.from_numpy(self.embed(PaddedSequences(*arrays), keys))
+
+    def embed(self, padded: PaddedSequences, keys: Sequence[int]) -> np.ndarray:
+        """(B, R, D). Raises ValueError for keys, lengths or item indices that do not fit."""
         num_routes = self.model.num_routes
-        size, width = batch.item_index.shape
+        size, width = padded.item_index.shape
         if len(keys) != size:
             raise ValueError(f"keys: {len(keys)} were given for {size} sequences; give one each")
-        every = np.asarray(route_keys(keys, num_routes), dtype=np.uint64)
-        user = torch.empty(size, num_routes, self._dim)
-        tensors = [
-            values.to("cpu", torch.int64).contiguous()
-            for values in (batch.item_index, batch.timestamp, batch.length, batch.request_time)
-        ]
-        native = NativeBatch(
-            size,
-            width,
-            num_routes,
-            *(ctypes.cast(values.data_ptr(), POINTER(c_int64)) for values in tensors),
-            every.ctypes.data_as(POINTER(c_uint64)),
-            ctypes.cast(user.data_ptr(), POINTER(c_float)),
-        )
+        every = np.array(route_keys(keys, num_routes), dtype=np.uint64)
+        user = np.empty((size, num_routes, self._dim), dtype=np.float32)
+        addresses = [values.ctypes.data for values in (*padded, every, user)]
+        native = NativeBatch(size, width, num_routes, *addresses)
         where = c_int64()
         result = self._library.t2_run(self._tower, byref(native), self.num_threads, byref(where))
         if result:
-            raise self._error(result, where.value, batch)
+            raise self._error(result, where.value, padded)
         return user
 
     def operations(self, length: int) -> float:
         """Floating-point operations of the U-Net that one sequence of `length` takes, all steps together."""
         return float(self._library.t2_operations(self._tower, length))
 
-    def _error(self, result: int, row: int, batch: SequenceBatch) -> Exception:
-        length = int(batch.length[row])
+    def _error(self, result: int, row: int, padded: PaddedSequences) -> Exception:
+        length = int(padded.length[row])
         if result == _BAD_ITEM:
-            items: Any = batch.item_index[row, :length].tolist()
+            items: Any = padded.item_index[row, :length].tolist()
             return ValueError(
                 f"item_index: sequence {row} has indices outside 1..{self.model.num_items}: {items}"
             )
         if result == _BAD_LENGTH:
-            return ValueError(f"length: sequence {row} has {length}, not 1..{batch.item_index.shape[1]}")
+            return ValueError(f"length: sequence {row} has {length}, not 1..{padded.item_index.shape[1]}")
         return MemoryError("no memory for the fused tower's rows")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from model.batch import SequenceBatch
+from model.batch import PaddedSequences, SequenceBatch
 from model.noise import request_noise, route_keys
 from model.two_tower import TwoTower
 
@@ -34,6 +35,10 @@ class TowerEngine(ABC):
 
         keys: one 64-bit key a request (`model.noise.request_key`), from which all of its noise follows
         """
+
+    def embed(self, padded: PaddedSequences, keys: Sequence[int]) -> np.ndarray:
+        """`user_embeddings` from arrays to an array.   -> (B, R, D) float32"""
+        return self.user_embeddings(padded.tensors(), keys).float().cpu().numpy()
 
     def user_embedding(self, batch: SequenceBatch, keys: Sequence[int]) -> torch.Tensor:
         """(B, D) of the first route."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_uint8, c_uint64
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_uint8, c_void_p
 from typing import Any
 
 import torch
@@ -68,18 +68,18 @@ class NativeSpec(Structure):
 
 
 class NativeBatch(Structure):
-    """T2Batch"""
+    """T2Batch; its arrays are given as addresses."""
 
     _fields_ = (
         ("batch", c_int64),
         ("width", c_int64),
         ("num_routes", c_int64),
-        ("item_index", POINTER(c_int64)),
-        ("timestamp", POINTER(c_int64)),
-        ("length", POINTER(c_int64)),
-        ("request_time", POINTER(c_int64)),
-        ("keys", POINTER(c_uint64)),
-        ("user", _FLOATS),
+        ("item_index", c_void_p),
+        ("timestamp", c_void_p),
+        ("length", c_void_p),
+        ("request_time", c_void_p),
+        ("keys", c_void_p),
+        ("user", c_void_p),
     )
 
 

@@ -82,6 +82,13 @@ async def test_a_request_id_is_echoed_when_it_is_sane_and_made_when_not(start: A
         assert re.fullmatch(r"[!-~]{1,128}", got)
 
 
+async def test_made_request_ids_are_all_different(start: Any) -> None:
+    client = (await start()).client
+    made = [(await client.get("/v2/health/live")).headers["x-request-id"] for _ in range(600)]
+    assert len(set(made)) == 600
+    assert all(re.fullmatch(r"[0-9a-f]{32}", request_id) for request_id in made)
+
+
 async def test_400_for_a_body_that_is_not_json(start: Any) -> None:
     client = (await start()).client
     for path in ("/recall", "/recall/batch", "/events"):
@@ -115,6 +122,19 @@ async def test_408_for_a_body_that_does_not_arrive(start: Any) -> None:
         yield b'"u"}'
 
     assert_problem(await client.post("/recall", content=slowly(), headers=JSON), 408, "receive-timeout")
+
+
+async def test_a_body_that_arrives_in_parts_is_read_whole(start: Any) -> None:
+    client = (await start(receive_timeout_s=20)).client
+
+    async def slowly() -> Any:
+        for part in (b'{"user', b'_id":', b'"somebody"}'):
+            yield part
+            await asyncio.sleep(0.02)
+
+    response = await client.post("/recall", content=slowly(), headers=JSON)
+    assert response.status_code == 200
+    assert response.json()["user_id"] == "somebody"
 
 
 @pytest.mark.parametrize("path", ["/recall", "/recall/batch", "/events"])

@@ -51,6 +51,19 @@ async def test_connections_that_the_server_closed_meanwhile_fail_nobody(
     assert await stored(store, "u") == [("a", 10), ("b", 20)]
 
 
+async def test_connections_that_the_server_closes_again_and_again_do_not_use_up_the_pool(
+    store: SequenceStore, redis_url: str
+) -> None:
+    await store.append(events("u", ("a", 10)))
+    async with redis.Redis.from_url(redis_url) as client:
+        for _ in range(StoreOptions().max_connections + 1):
+            assert await stored(store, "u") == [("a", 10)]
+            await store.append(events("u", ("a", 10)))
+            await client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await asyncio.sleep(0.1)  # until the news is here
+    assert await stored(store, "u") == [("a", 10)]
+
+
 async def test_only_the_newest_behaviours_are_kept(store: SequenceStore) -> None:
     await store.append(events("u", *[(f"i{n}", n) for n in range(1, 9)]))
     assert await stored(store, "u") == [(f"i{n}", n) for n in range(4, 9)]
