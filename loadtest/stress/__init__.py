@@ -1,0 +1,1 @@
+"""Acceptance on real processes: what must hold through swaps, kills, damage and bad builds."""
