@@ -40,7 +40,8 @@ def check_in_fresh_process(url: str | None, limits: GateLimits) -> list[Check]:
         FRESH_PROCESS_GATES[1],
         len(said["wrong"]),
         at_most=0,
-        detail="; ".join(said["wrong"][:1]) or f"{said['canaries']} answers on eager and {said['tower_engine']}",
+        detail="; ".join(said["wrong"][:1])
+        or f"{said['canaries']} answers on eager and {said['tower_engine']}",
         remedy="its parts are not those that recorded its answers: build it again",
     )
     return [loading, mismatches]

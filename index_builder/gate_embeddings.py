@@ -1,13 +1,12 @@
-"""Gates on a bundle's embeddings, ids and parts: whether they are sound, agree, and resemble the last ones."""
+"""Gates on embeddings, ids and parts: are they sound, do they agree, do they resemble the last ones?"""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from index_builder.bundle import Bundle
+from index_builder.bundle_rows import served_rows, tower_embeddings
 from index_builder.gate_limits import GateLimits
 from index_builder.quality import Check, check_embeddings, skip
 
@@ -63,7 +62,7 @@ def check_catalogue(candidate: Bundle, current: Bundle | None, limits: GateLimit
         return [duplicates, skip("items_ratio", NO_LAST), skip("items_kept_share", NO_LAST)]
     last_ids = current.item_ids
     sample = _sample(len(last_ids))
-    kept = np.mean([last_ids[row] in candidate.item_index_of for row in sample.tolist()])
+    kept = np.mean(served_rows(candidate, [last_ids[row] for row in sample.tolist()]) >= 0)
     remedy = "see whether the log, or the rule that retires items, lost a part of the catalogue"
     return [
         duplicates,
@@ -181,12 +180,6 @@ def _embeddings_in_common(candidate: Bundle, current: Bundle) -> tuple[np.ndarra
     return candidate.item_embeddings[own_rows[both]], current.item_embeddings[rows[both]]
 
 
-def served_rows(bundle: Bundle, item_ids: Sequence[str]) -> np.ndarray:
-    """The rows of these items among those that can be recalled, -1 for others.   -> (len,) int64"""
-    index_of = bundle.item_index_of
-    return np.array([(index_of.get(item_id) or 0) - 1 for item_id in item_ids], dtype=np.int64)
-
-
 def _finite_weights(bundle: Bundle) -> Check:
     bad = {
         name: sum(
@@ -207,15 +200,12 @@ def _finite_weights(bundle: Bundle) -> Check:
 
 
 def _tower_difference(bundle: Bundle) -> float:
-    """The share of rows of `item_embeddings` that differ from the item tower's output by more than rounding."""
-    with torch.inference_mode():
-        tower = bundle.model.item_embeddings()
-        different = 0
-        for start in range(0, len(bundle.item_embeddings), _ROWS_AT_ONCE):
-            chunk = slice(start, start + _ROWS_AT_ONCE)
-            given = tower[chunk].float().cpu().numpy()
-            close = np.isclose(given, bundle.item_embeddings[chunk], rtol=1e-4, atol=1e-6)
-            different += int(np.count_nonzero(~close.all(axis=1)))
+    """The share of rows of `item_embeddings` that are not the item tower's output, rounding aside."""
+    different = 0
+    for start in range(0, len(bundle.item_embeddings), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        close = np.isclose(tower_embeddings(bundle, rows), bundle.item_embeddings[rows], rtol=1e-4, atol=1e-6)
+        different += int(np.count_nonzero(~close.all(axis=1)))
     return different / len(bundle.item_embeddings)
 
 

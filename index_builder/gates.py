@@ -33,8 +33,8 @@ def run_gates(
     """Every gate's check, in the order of the README's table.
 
     current: the bundle served now, None before the first   newest_day: questions of the newest day that
-    neither bundle was trained on (`log_summary.of_newest_day`), None without a log; their items are matched
-    by id   candidate_url: where a fresh process finds the candidate   now: unix seconds, the clock's when None
+    neither bundle was trained on (`log_summary.of_newest_day`), None without a log; items are matched by id
+    candidate_url: where a fresh process finds the candidate   now: unix seconds, the clock's when None
     Sections `data` of the manifests (`log_summary.summarise_log`) say what is to be known of the logs.
     """
     return [
@@ -51,7 +51,7 @@ def gate_bundle(
     *,
     now: int | None = None,
 ) -> list[Check]:
-    """`run_gates` for the bundle at a path or URL; one that a fresh process cannot load is not loaded here."""
+    """`run_gates` for the bundle at a path or URL; what a fresh process cannot load is not loaded here."""
     first = check_in_fresh_process(url, limits)
     if first[0].refused:
         return first
@@ -66,8 +66,8 @@ def refused(checks: Collection[Check]) -> list[Check]:
 def seal_with_checks(folder: Path, checks: Collection[Check], *, forced: bool = False) -> str:
     """Write `checks` into the manifest of a sealed bundle in a staging folder; returns its new id.
 
-    The files stay what they are, byte for byte, and so do their checksums; the id follows the manifest, so the
-    folder must be renamed to it. forced: published against its refused checks, by a person's wish
+    The other files stay what they are, and so do their checksums; the id follows the manifest, so the folder
+    must be renamed to it.   forced: published against its refused checks, by a person's wish
     """
     manifest = read_manifest(folder)
     for key in ("format_version", "created", "files"):
@@ -87,7 +87,7 @@ def _check_loaded(
     now: int | None,
 ) -> list[Check]:
     """Every gate but those of the fresh process."""
-    data, last = (bundle and bundle.manifest.get("data") for bundle in (candidate, current))
+    data, last = candidate.manifest.get("data"), current.manifest.get("data") if current else None
     checks = [
         *check_log(data, last, limits, now=int(time.time()) if now is None else now),
         *check_parts(candidate, current, limits),

@@ -1,7 +1,7 @@
 """Run as a program: load a bundle as a service would, ask it its canary, print what happened as JSON.
 
-`python -m index_builder.load_check URL` gives one line on standard output. `index_builder.fresh_process` runs it
-so that what a build left in memory cannot help, and a crash ends a process that nobody needs.
+`python -m index_builder.load_check URL` prints one line. `index_builder.fresh_process` runs it, so that what
+a build left in memory cannot help, and a crash ends a process that nobody needs.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """What a bundle's manifest keeps of the log that it was trained on, for the next night to compare with.
 
-The newest day is the 24 hours up to the newest interaction, so that logs which arrive late are judged by
-their content and their lateness apart.
+The newest day is the 24 hours up to the night itself: what was logged late, or dated ahead, is missing from
+it. Only where a log ends before that, its newest day is the 24 hours up to its newest interaction: how old it
+is has a gate of its own.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,8 @@ NO_TIMES = "the log has no times"
 NO_SUMMARY = "the bundle's manifest has no section `data`: build it with t2diff-index nightly, or give --logs"
 
 
-def summarise_log(log: Interactions) -> dict[str, Any]:
-    """The manifest's section `data`.
+def summarise_log(log: Interactions, *, now: int | None = None) -> dict[str, Any]:
+    """The manifest's section `data`.   now: unix seconds, the clock's when None
 
     newest, oldest: unix seconds, null for a log without times   users, items, interactions: of the whole log
     top_time_share: of the interactions that share the commonest second
@@ -40,11 +42,10 @@ def summarise_log(log: Interactions) -> dict[str, Any]:
     }
     if not log.has_times:
         return summary
-    newest = int(log.timestamp.max())
-    row = np.flatnonzero(log.timestamp > newest - DAY_S)
+    row = np.flatnonzero(_in_newest_day(log, log.timestamp, now))
     user = np.searchsorted(log.offsets, row, side="right") - 1  # (rows of the day,)
     return summary | {
-        "newest": newest,
+        "newest": int(log.timestamp.max()),
         "oldest": int(log.timestamp.min()),
         "top_time_share": _top_share(log.timestamp),
         "newest_day": {
@@ -57,12 +58,12 @@ def summarise_log(log: Interactions) -> dict[str, Any]:
     }
 
 
-def of_newest_day(questions: EvaluationSet) -> EvaluationSet:
+def of_newest_day(questions: EvaluationSet, *, now: int | None = None) -> EvaluationSet:
     """The questions whose target lies in the newest day of their log; all of them without times."""
     log = questions.interactions
     if not log.has_times:
         return questions
-    chosen = questions.target_time > int(log.timestamp.max()) - DAY_S
+    chosen = _in_newest_day(log, questions.target_time, now)
     return EvaluationSet(
         interactions=log,
         user=questions.user[chosen],
@@ -70,6 +71,14 @@ def of_newest_day(questions: EvaluationSet) -> EvaluationSet:
         target=questions.target[chosen],
         target_time=questions.target_time[chosen],
     )
+
+
+def _in_newest_day(log: Interactions, times: np.ndarray, now: int | None) -> np.ndarray:
+    """Which of `times` lie in the log's newest day.   times: (N,) unix seconds -> (N,) bool"""
+    now = int(time.time()) if now is None else now
+    newest = int(log.timestamp.max())
+    end = now if newest > now - DAY_S else newest
+    return (times > end - DAY_S) & (times <= end)
 
 
 def check_log(
@@ -109,16 +118,14 @@ def _check_clock(
     after = Check(
         names[1],
         (data["newest"] - last["newest"]) / HOUR_S,
-        at_least=-limits.max_backwards_hours,
+        at_least=0.0 - limits.max_backwards_hours,
         detail="from the last bundle's newest interaction to this one's",
         remedy="an older log was read than last time: see --logs (max_backwards_hours)",
     )
     return [age, after, still]
 
 
-def _check_sizes(
-    data: dict[str, Any] | None, last: dict[str, Any] | None, limits: GateLimits
-) -> list[Check]:
+def _check_sizes(data: dict[str, Any] | None, last: dict[str, Any] | None, limits: GateLimits) -> list[Check]:
     day, last_day = (data or {}).get("newest_day"), (last or {}).get("newest_day")
     missing = NO_SUMMARY if data is None else NO_TIMES
     checks = []
@@ -165,5 +172,5 @@ def _compare(
 
 
 def _top_share(values: np.ndarray) -> float:
-    """The share of the commonest value."""
-    return float(np.unique(values, return_counts=True)[1].max() / len(values))
+    """The share of the commonest value; 0 where there is none."""
+    return float(np.unique(values, return_counts=True)[1].max() / len(values)) if len(values) else 0.0

@@ -43,6 +43,15 @@ CONFIG: dict[str, Any] = {
     "activation_hidden": 8,
     "dropout": 0.1,
 }
+SASREC_CONFIG: dict[str, Any] = {
+    "embedding_dim": 16,
+    "max_length": 16,
+    "num_layers": 1,
+    "feed_forward_hidden": 32,
+    "dropout": 0.1,
+    "normalize_inputs": True,
+    "time_lag": True,
+}
 _NUM_CANARIES = 4
 _NUM_POPULAR = 100
 _BATCH_SIZE = 32
@@ -82,9 +91,7 @@ class Parts:
 
 def world_log(seed: int, *, num_users: int, num_items: int) -> DriftLog:
     """Weeks of one world's events, up to END."""
-    return generate_drift_log(
-        num_users=num_users, num_items=num_items, seed=seed, now=END, settings=_DRIFT
-    )
+    return generate_drift_log(num_users=num_users, num_items=num_items, seed=seed, now=END, settings=_DRIFT)
 
 
 def rows_of(log: DriftLog, chosen: np.ndarray) -> DriftLog:
@@ -107,7 +114,7 @@ def night_of(log: DriftLog, now: int) -> Night:
     """A night that has read `log`."""
     interactions = log.interactions()
     split = leave_one_out(interactions)
-    return Night(split, of_newest_day(split.test), summarise_log(interactions), now)
+    return Night(split, of_newest_day(split.test, now=now), summarise_log(interactions, now=now), now)
 
 
 def train_night(
@@ -118,11 +125,12 @@ def train_night(
     epochs: int,
     learning_rate: float = 5e-3,
     config: dict[str, Any] = CONFIG,
+    name: str = "t2diff",
 ) -> Parts:
     """Train on the night's log, from the last night's weights where there are any."""
     torch.manual_seed(seed)
     train = night.split.train
-    model = build_model("t2diff", config, train.num_items)
+    model = build_model(name, config, train.num_items)
     if last is not None:
         _continue_from(model, train.item_ids, last)
     counts = np.bincount(train.item_index, minlength=train.num_items + 1)[1:]  # (M,)
@@ -144,7 +152,7 @@ def train_night(
             update += 1
     model.eval()
     order = np.argsort(-counts, kind="stable")[:_NUM_POPULAR]
-    return parts_of(model, config, night, [train.item_ids[item] for item in order.tolist()])
+    return parts_of(model, config, night, [train.item_ids[item] for item in order.tolist()], name=name)
 
 
 def parts_of(
@@ -223,7 +231,7 @@ def write_parts(parts: Parts, folder: Path, *, manifest: dict[str, Any] | None =
 
 
 def _continue_from(model: TwoTower, item_ids: list[str], last: Parts) -> None:
-    """Last night's weights; a row of the item table follows its item's id, new items keep their fresh rows."""
+    """Last night's weights; a row of the item table follows its item's id, new items keep fresh ones."""
     old = last.model.state_dict()
     table = model.state_dict()["item_table.weight"].clone()  # (M + 1, D)
     old_row = {item_id: row for row, item_id in enumerate(last.item_ids, start=1)}
