@@ -105,9 +105,9 @@ def check_answers(
             remedy="items of the newest day are not in the catalogue (min_known_target_share)",
         ),
         _check_overlap(candidate, ours, limits),
-        _check_against_popular(ours, limits),
-        *_check_drops(ours, theirs, limits),
-        *_check_lists(candidate, ours, current, theirs, limits),
+        check_popular(ours, limits),
+        *check_drops(ours, theirs, limits),
+        *check_lists(candidate, ours, current, theirs, limits),
     ]
 
 
@@ -180,7 +180,7 @@ def _check_overlap(candidate: Bundle, ours: Answers, limits: GateLimits) -> Chec
     )
 
 
-def _check_against_popular(ours: Answers, limits: GateLimits) -> Check:
+def check_popular(ours: Answers, limits: GateLimits) -> Check:
     of_model, of_list = (float(_recall_of(rank).mean()) for rank in (ours.rank, ours.popular_rank))
     return Check(
         "recall_at_20_over_popular",
@@ -191,7 +191,7 @@ def _check_against_popular(ours: Answers, limits: GateLimits) -> Check:
     )
 
 
-def _check_drops(ours: Answers, theirs: Answers | None, limits: GateLimits) -> list[Check]:
+def check_drops(ours: Answers, theirs: Answers | None, limits: GateLimits) -> list[Check]:
     checks = []
     for metric in ("recall", "mrr"):
         name = f"{metric}_at_20_drop"
@@ -215,7 +215,7 @@ def _check_drops(ours: Answers, theirs: Answers | None, limits: GateLimits) -> l
     return checks
 
 
-def _check_lists(
+def check_lists(
     candidate: Bundle, ours: Answers, current: Bundle | None, theirs: Answers | None, limits: GateLimits
 ) -> list[Check]:
     coverage, popular = _coverage(candidate, ours), _popular_share(candidate, ours)

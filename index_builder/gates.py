@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from index_builder.bundle import Bundle, load_bundle
 from index_builder.bundle_files import read_manifest, seal
@@ -29,17 +30,19 @@ def run_gates(
     *,
     candidate_url: str | None = None,
     now: int | None = None,
+    data: dict[str, Any] | None = None,
 ) -> list[Check]:
     """Every gate's check, in the order of the README's table.
 
     current: the bundle served now, None before the first   newest_day: questions of the newest day that
     neither bundle was trained on (`log_summary.of_newest_day`), None without a log; items are matched by id
     candidate_url: where a fresh process finds the candidate   now: unix seconds, the clock's when None
-    Sections `data` of the manifests (`log_summary.summarise_log`) say what is to be known of the logs.
+    data: what is to be known of the log (`log_summary.summarise_log`); the candidate manifest's section
+    `data` when None. The last bundle's manifest says what the log was then.
     """
     return [
         *check_in_fresh_process(candidate_url, limits),
-        *_check_loaded(candidate, current, newest_day, limits, now=now),
+        *_check_loaded(candidate, current, newest_day, limits, now, data),
     ]
 
 
@@ -50,12 +53,13 @@ def gate_bundle(
     limits: GateLimits = GateLimits(),
     *,
     now: int | None = None,
+    data: dict[str, Any] | None = None,
 ) -> list[Check]:
     """`run_gates` for the bundle at a path or URL; what a fresh process cannot load is not loaded here."""
     first = check_in_fresh_process(url, limits)
     if first[0].refused:
         return first
-    return [*first, *_check_loaded(load_bundle(url), current, newest_day, limits, now=now)]
+    return [*first, *_check_loaded(load_bundle(url), current, newest_day, limits, now, data)]
 
 
 def refused(checks: Collection[Check]) -> list[Check]:
@@ -83,11 +87,12 @@ def _check_loaded(
     current: Bundle | None,
     newest_day: EvaluationSet | None,
     limits: GateLimits,
-    *,
     now: int | None,
+    data: dict[str, Any] | None,
 ) -> list[Check]:
     """Every gate but those of the fresh process."""
-    data, last = candidate.manifest.get("data"), current.manifest.get("data") if current else None
+    data = candidate.manifest.get("data") if data is None else data
+    last = current.manifest.get("data") if current else None
     checks = [
         *check_log(data, last, limits, now=int(time.time()) if now is None else now),
         *check_parts(candidate, current, limits),

@@ -123,6 +123,7 @@ SHORT = (
     "shuffled embeddings",
     "scaled norms",
     "truncated vocabulary",
-    "collapsed embeddings, first night",
+    "untrained weights",
+    "index of other embeddings",
 )
 """Of different gates each, and quick to make."""
