@@ -10,7 +10,6 @@ import importlib.metadata
 import platform
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +164,7 @@ def _manifest(
             "overlap_queries": num_queries,
         },
         "offline_metrics": _jsonable(checkpoint.metrics),
-        "checks": [{**asdict(check), "passed": check.passed} for check in checks],
+        "checks": [check.record() for check in checks],
         "seed": checkpoint.seed,
         "git_commit": checkpoint.git_commit,
         "training_settings": _jsonable(checkpoint.settings),

@@ -86,7 +86,7 @@ class SequenceBatch:
 
 
 class PaddedSequences(NamedTuple):
-    """The arrays of a `SequenceBatch` without targets: native code needs no tensors, which cost more than it all.
+    """The arrays of a `SequenceBatch` without targets: native code needs no tensors, whose making costs most.
 
     item_index: (B, N) int64   timestamp: (B, N) int64   length: (B,) int64   request_time: (B,) int64
     """

@@ -99,6 +99,29 @@ def compare_paired(
     ]
 
 
+def sure_relative_drop(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    *,
+    confidence: float = 0.99,
+    num_resamples: int = 2_000,
+    seed: int = 0,
+) -> float:
+    """By what share ours lies below theirs at least, said with one-sided `confidence` over the users.
+
+    The lower end of a paired percentile bootstrap of 1 - mean(ours) / mean(theirs); negative where ours may
+    be the better one. A resample in which theirs is 0 counts as no drop: few users prove little.
+    ours, theirs: (Q,) the figures of the same users
+    """
+    if ours.shape != theirs.shape:
+        raise ValueError(f"paired tests need the same users, got {ours.shape} and {theirs.shape}")
+    _check(len(ours))
+    both = np.stack([ours, theirs], axis=1)  # (Q, 2)
+    means = np.concatenate([counts @ both for counts in _user_counts(len(both), num_resamples, seed)])
+    ratio = np.divide(means[:, 0], means[:, 1], out=np.ones(len(means)), where=means[:, 1] > 0)
+    return float(np.quantile(1 - ratio, 1 - confidence))
+
+
 def permutation_p_values(
     difference: np.ndarray, *, num_permutations: int = NUM_PERMUTATIONS, seed: int = 0
 ) -> np.ndarray:

@@ -8,6 +8,7 @@ from model.significance import (
     compare_paired,
     permutation_p_values,
     seed_and_user_intervals,
+    sure_relative_drop,
 )
 
 
@@ -134,3 +135,30 @@ def test_unequal_users_and_no_users_are_refused() -> None:
         compare_paired(np.ones((1, 20, 1)), np.ones((1, 19, 1)))
     with pytest.raises(ValueError, match="no user"):
         bootstrap_intervals(np.ones((0, 1)))
+
+
+def test_a_sure_drop_is_smaller_than_the_drop_seen_and_nears_it_with_more_users():
+    ours, theirs = np.tile([1.0, 0, 0, 0], 25), np.tile([1.0, 1, 0, 0], 25)
+    few, many = (sure_relative_drop(np.tile(ours, n), np.tile(theirs, n)) for n in (1, 40))
+    assert 0.2 < few < many < 0.5
+    assert many == pytest.approx(0.5, abs=0.05)
+
+
+def test_nothing_is_surely_lost_where_users_gain_or_nobody_had_anything():
+    rng = np.random.default_rng(0)
+    theirs = (rng.random(200) < 0.4).astype(float)
+    assert sure_relative_drop(theirs, theirs) == 0
+    assert sure_relative_drop(np.maximum(theirs, rng.random(200) < 0.2), theirs) < 0
+    assert sure_relative_drop(np.ones(10), np.zeros(10)) == 0
+    with pytest.raises(ValueError, match="the same users"):
+        sure_relative_drop(np.ones(3), np.ones(4))
+
+
+def test_equal_models_are_hardly_ever_surely_worse():
+    """500 nights of 200 users between models of equal worth that err on different users: about 1 in 100."""
+    rng = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(500):
+        ours, theirs = (rng.random((2, 200)) < 0.3).astype(float)
+        wrong += sure_relative_drop(ours, theirs, num_resamples=400) > 0
+    assert wrong <= 15
