@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from model.checkpoint import load_checkpoint
-from model.command_options import Device, SplitName, Threads, choose_device, split_log
+from model.command_options import Device, SplitName, Threads, choose_device, parse_settings, split_log
+from model.continued import continue_checkpoint
 from model.data.dataset import EvaluationSet, Split
 from model.data.interactions import DataError, Interactions
 from model.data.rules import render_report
@@ -73,6 +74,10 @@ def train_command(
     model: Annotated[str, typer.Option(help="Model to train: " + ", ".join(MODELS) + ".")] = "t2diff",
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    continue_from: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the weights of this run or checkpoint; new items get rows."),
+    ] = None,
     split: SplitName = "leave-one-out",
     epochs: Annotated[int, typer.Option(help="Most epochs; early stopping may end before.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Windows in a batch.")] = 16,
@@ -89,7 +94,10 @@ def train_command(
     threads: Threads = 1,
 ) -> None:
     """Train a model; its best checkpoint is left in OUT/checkpoint."""
-    config = dataclasses.asdict(complete_config(model, _parse_settings(settings)))
+    config = dataclasses.asdict(complete_config(model, parse_settings(settings)))
+    warm_start = None
+    if continue_from is not None:
+        log, warm_start = continue_checkpoint(log, continue_from, model_name=model, model_config=config)
     err.print(render_report(log.report))
     training = TrainingSettings(
         epochs=epochs,
@@ -138,6 +146,7 @@ def train_command(
             out=out,
             resume=resume,
             on_progress=show,
+            warm_start=warm_start,
         )
     print(f"trained {model}: checkpoint {out / 'checkpoint'}")
     print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
@@ -214,7 +223,7 @@ def parameters(
     settings: Settings = None,
 ) -> None:
     """Print how many parameters a model has, part by part."""
-    built = build_model(model, _parse_settings(settings), items)
+    built = build_model(model, parse_settings(settings), items)
     table = Table(title=f"{model}, {items:,} items")
     table.add_column("part")
     table.add_column("parameters", justify="right")
@@ -278,20 +287,6 @@ def _part(split: Split, name: str) -> EvaluationSet:
     if name not in ("validation", "test"):
         raise DataError(f"part must be validation or test, got {name!r}")
     return split.validation if name == "validation" else split.test
-
-
-def _parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """["kl_weight=10", "readout=mean"] -> {"kl_weight": 10, "readout": "mean"}"""
-    values: dict[str, Any] = {}
-    for setting in settings or []:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes name=value, got {setting!r}")
-        try:
-            values[name] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name] = text
-    return values
 
 
 def _figure(value: float | None) -> str:

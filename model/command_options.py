@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
@@ -34,3 +35,17 @@ def choose_device(name: str) -> str:
     if name not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu, cuda or auto, got {name!r}")
     return name
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """["kl_weight=10", "readout=mean"] -> {"kl_weight": 10, "readout": "mean"}"""
+    values: dict[str, Any] = {}
+    for setting in settings or []:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes name=value, got {setting!r}")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values

@@ -34,6 +34,7 @@ from model.data.windows import TrainingWindows
 from model.evaluation import metrics_of_ranks, rank_targets
 from model.registry import build_model, complete_config
 from model.two_tower import TwoTower
+from model.warm_start import WarmStart, check_items_continue, continue_from
 
 NUM_POPULAR = 1_000
 NUM_CANARIES = 8
@@ -94,13 +95,15 @@ def train(
     out: Path,
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    warm_start: WarmStart | None = None,
 ) -> dict[str, float]:
     """Train a model and leave the best one in `out/checkpoint`.
 
+    warm_start: the model to go on from, whose items are the first of the split's, in their order
     Returns its metrics. Raises ValueError when `out` holds a run and `resume` is false, or when
     resuming with other settings than the run was started with.
     """
-    return _Run(split, model_name, model_config, settings, Path(out), resume).go(on_progress)
+    return _Run(split, model_name, model_config, settings, Path(out), resume, warm_start).go(on_progress)
 
 
 def learning_rate_at(update: int, num_updates: int, settings: TrainingSettings) -> float:
@@ -121,6 +124,7 @@ class _Run:
         settings: TrainingSettings,
         out: Path,
         resume: bool,
+        warm_start: WarmStart | None,
     ) -> None:
         torch.set_num_threads(settings.num_threads)
         torch.manual_seed(settings.seed)
@@ -128,6 +132,9 @@ class _Run:
         self.model_name = model_name
         self.model_config = dataclasses.asdict(complete_config(model_name, model_config))
         self.model: TwoTower = build_model(model_name, self.model_config, len(split.train.item_ids))
+        if warm_start is not None:
+            check_items_continue(split.train.item_ids, warm_start)
+            continue_from(self.model, warm_start)
         self.model.observe_item_counts(torch.from_numpy(self._item_counts()))
         self.model.to(settings.device)
         self.windows = TrainingWindows(
@@ -143,7 +150,7 @@ class _Run:
         )
         self.state = RunState()
         self.clock = compute_clock(settings.device)
-        self.description = {
+        self.description: dict[str, Any] = {
             "model": model_name,
             "model_config": self.model_config,
             "settings": {
@@ -154,6 +161,8 @@ class _Run:
             "dataset_id": split.train.fingerprint,
             "split": split.name,
         }
+        if warm_start is not None:
+            self.description["continued_from"] = warm_start.source
         self._prepare_folder(resume)
 
     def go(self, on_progress: Callable[[Progress], None] | None) -> dict[str, float]:
@@ -281,7 +290,9 @@ class _Run:
             )
         saved = json.loads(description_path.read_text())
         ours = json.loads(json.dumps(self.description))
-        different = [key for key in ours if saved["description"][key] != ours[key]]
+        different = [
+            key for key in {**saved["description"], **ours} if saved["description"].get(key) != ours.get(key)
+        ]
         if different:
             raise ValueError(
                 f"resume: the run in {self.out} was started with another {', '.join(different)}; "
@@ -344,6 +355,7 @@ class _Run:
                     "split": self.split.name,
                     "epoch": self.state.epoch,
                     "train_seconds": round(self.state.seconds, 1),
+                    "continued_from": self.description.get("continued_from"),
                 },
             ),
         )
