@@ -8,11 +8,13 @@ READY := $(VENV)/.ready
 DATA ?=
 DEMO_EXIT ?=
 DEMO_ARGS ?=
+NIGHTLY_DEMO_ARGS ?=
 
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo nightly-demo test lint clean
 
 help:
 	@echo "make demo    train, build a bundle, start Redis and the service, recall (DATA=log, DEMO_EXIT=1)"
+	@echo "make nightly-demo  three nights while a service answers; the second build is bad and refused"
 	@echo "make test    run every test"
 	@echo "make lint    ruff and mypy"
 	@echo "make venv    only the environment, in $(VENV)"
@@ -30,6 +32,9 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard model/engines/nat
 
 demo: $(READY)
 	@DEMO_EXIT=$(DEMO_EXIT) $(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)") $(DEMO_ARGS)
+
+nightly-demo: $(READY)
+	@$(BIN)/python deploy/nightly_demo.py $(NIGHTLY_DEMO_ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

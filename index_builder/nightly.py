@@ -31,7 +31,7 @@ from model.data.dataset import Split
 from model.data.interactions import Interactions
 from model.data.newest_day import newest_day_split, with_vocabulary, within
 from model.training import Progress, TrainingSettings, train
-from model.warm_start import Beside, WarmStart, items_beside
+from model.warm_start import Beside, WarmStart, item_tensors, items_beside, place_beside
 
 
 class Watcher(Protocol):
@@ -231,9 +231,16 @@ def _make_candidate(night: _Night, run: Run, watcher: Watcher) -> Path:
         pending=night.pending,
         rule=settings.retirement,
     )
+    checkpoint = load_checkpoint(run.training, settings.first.device)
+    untrained = np.bincount(night.split.train.item_index, minlength=night.log.num_items + 1)[1:] == 0
+    place_beside(
+        checkpoint.model,
+        _beside(night, untrained),
+        item_tensors(settings.model_name, settings.model_config),
+    )
     try:
         draft = draft_bundle(
-            load_checkpoint(run.training, settings.first.device),
+            checkpoint,
             rows=rows,
             index_kind=settings.index_kind,
             device=settings.first.device,
@@ -276,12 +283,13 @@ def _warm_start(night: _Night, watcher: Watcher) -> WarmStart | None:
         source=current.bundle_id,
         item_ids=current.vocabulary,
         weights=current.model.state_dict(),
-        beside=_with_pending(items_beside(night.log, night.num_known), night),
+        beside=_beside(night, np.arange(night.log.num_items) >= night.num_known),
     )
 
 
-def _with_pending(beside: Beside, night: _Night) -> Beside:
-    """Also what the delta says of items that few or none have consumed yet."""
+def _beside(night: _Night, is_new: np.ndarray) -> Beside:
+    """What new items were consumed beside, or are said to be in the delta.   is_new: (V,) bool"""
+    beside = items_beside(night.log, is_new)
     if not night.pending.similar:
         return beside
     index_of = {item_id: index for index, item_id in enumerate(night.log.item_ids, start=1)}
@@ -289,13 +297,13 @@ def _with_pending(beside: Beside, night: _Night) -> Beside:
         (index_of[item_id], index_of[other], weight)
         for item_id, similar in night.pending.similar.items()
         for other, weight in similar.items()
-        if index_of[item_id] > night.num_known and 0 < index_of.get(other, 0) <= night.num_known
+        if is_new[index_of[item_id] - 1] and other in index_of and not is_new[index_of[other] - 1]
     ]
-    new, known, count = (np.array(column) for column in zip(*told, strict=True)) if told else ([], [], [])
+    new, known, count = np.array(told, dtype=np.float64).reshape(-1, 3).T
     return Beside(
-        np.concatenate([beside.new, np.array(new, np.int64)]),
-        np.concatenate([beside.known, np.array(known, np.int64)]),
-        np.concatenate([beside.count, np.array(count, np.float64)]),
+        np.concatenate([beside.new, new.astype(np.int64)]),
+        np.concatenate([beside.known, known.astype(np.int64)]),
+        np.concatenate([beside.count, count]),
     )
 
 

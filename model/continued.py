@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model.checkpoint import load_checkpoint
 from model.data.interactions import Interactions
 from model.data.newest_day import with_vocabulary
@@ -32,7 +34,7 @@ def continue_checkpoint(
         source=f"checkpoint of {checkpoint.dataset_id[:16]}",
         item_ids=checkpoint.item_ids,
         weights=checkpoint.model.state_dict(),
-        beside=items_beside(log, len(checkpoint.item_ids)),
+        beside=items_beside(log, np.arange(log.num_items) >= len(checkpoint.item_ids)),
     )
     return log, start
 

@@ -34,7 +34,7 @@ from model.data.windows import TrainingWindows
 from model.evaluation import metrics_of_ranks, rank_targets
 from model.registry import build_model, complete_config
 from model.two_tower import TwoTower
-from model.warm_start import WarmStart, check_items_continue, continue_from
+from model.warm_start import WarmStart, check_items_continue, continue_from, item_tensors
 
 NUM_POPULAR = 1_000
 NUM_CANARIES = 8
@@ -134,7 +134,7 @@ class _Run:
         self.model: TwoTower = build_model(model_name, self.model_config, len(split.train.item_ids))
         if warm_start is not None:
             check_items_continue(split.train.item_ids, warm_start)
-            continue_from(self.model, warm_start)
+            continue_from(self.model, warm_start, item_tensors(model_name, self.model_config))
         self.model.observe_item_counts(torch.from_numpy(self._item_counts()))
         self.model.to(settings.device)
         self.windows = TrainingWindows(
