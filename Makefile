@@ -10,11 +10,13 @@ DEMO_EXIT ?=
 DEMO_ARGS ?=
 # make stress ONLY="swap flip": these stress tests; without it all of them
 ONLY ?=
+NIGHTLY_DEMO_ARGS ?=
 
-.PHONY: help venv demo test stress lint clean
+.PHONY: help venv demo nightly-demo test stress lint clean
 
 help:
 	@echo "make demo    train, build a bundle, start Redis and the service, recall (DATA=log, DEMO_EXIT=1)"
+	@echo "make nightly-demo  three nights while a service answers; the second build is bad and refused"
 	@echo "make test    run every test"
 	@echo "make stress  faults and swaps under load on real processes (ONLY=\"swap flip\": these)"
 	@echo "make lint    ruff and mypy"
@@ -33,6 +35,9 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard model/engines/nat
 
 demo: $(READY)
 	@DEMO_EXIT=$(DEMO_EXIT) $(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)") $(DEMO_ARGS)
+
+nightly-demo: $(READY)
+	@$(BIN)/python deploy/nightly_demo.py $(NIGHTLY_DEMO_ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

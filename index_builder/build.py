@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import numpy as np
 from index_builder.ann import FAISS_VERSION, AnnIndex, build_index
 from index_builder.bundle import load_bundle, write_bundle_files
 from index_builder.bundle_files import seal
-from index_builder.canary import record_canary, replay_canary
+from index_builder.canary import CanaryCase, record_canary, replay_canary
 from index_builder.embed_items import embed_items, embed_prefixes
 from index_builder.item_features import ItemFeatures, fit_features
+from index_builder.item_rows import ItemRows
 from index_builder.new_items import item_space
 from index_builder.overlap import ann_overlap, tune
 from index_builder.publish import Store
@@ -56,10 +58,73 @@ def build_bundle(
     Raises ValueError for a checkpoint that cannot make a bundle, QualityError (a ValueError) for a build
     that fails a check, BundleError when the finished bundle does not read back right.
     """
+    draft = draft_bundle(
+        checkpoint,
+        index_kind=index_kind,
+        device=device,
+        target_overlap=target_overlap,
+        catalogue=catalogue,
+        report=report,
+    )
+    report(STAGES[4])
+    with store.staging() as staging:
+        folder = staging / "bundle"
+        folder.mkdir()
+        draft.write(folder)
+        bundle_id = seal(folder, draft.manifest)
+        folder = folder.rename(staging / bundle_id)
+        report(STAGES[5])
+        check_finished(folder)
+        store.add(folder)
+    return bundle_id
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A bundle that passed its checks and stands nowhere yet.   manifest: what `seal` takes"""
+
+    checkpoint: Checkpoint
+    rows: ItemRows
+    embeddings: np.ndarray
+    index: AnnIndex
+    canary: list[CanaryCase]
+    popular: list[str]
+    features: ItemFeatures | None
+    manifest: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Everything but the manifest."""
+        write_bundle_files(
+            folder,
+            model=self.checkpoint.model,
+            item_ids=self.checkpoint.item_ids,
+            rows=self.rows,
+            item_embeddings=self.embeddings,
+            index=self.index,
+            popular=self.popular,
+            canary=self.canary,
+            features=self.features,
+        )
+
+
+def draft_bundle(
+    checkpoint: Checkpoint,
+    *,
+    rows: ItemRows = ItemRows(),
+    index_kind: str = "auto",
+    device: str = "cpu",
+    target_overlap: float = 0.99,
+    catalogue: Mapping[str, Sequence[str]] | None = None,
+    report: Callable[[str], None] = lambda stage: None,
+) -> Draft:
+    """Embed, index, measure, record.
+
+    rows: which items of the checkpoint are served   the rest, and what is raised, as of `build_bundle`
+    """
     _check_checkpoint(checkpoint)
     model = checkpoint.model
     report(STAGES[0])
-    embeddings = embed_items(model)
+    embeddings = rows.embeddings(embed_items(model))
     checks = check_embeddings(embeddings)
     require(checks)
     report(STAGES[1])
@@ -76,35 +141,32 @@ def build_bundle(
     checks.append(check_overlap(_tune_and_measure(index, embeddings, queries, target_overlap)))
     require(checks)
     report(STAGES[3])
-    canary = record_canary(model, index, checkpoint.item_ids, checkpoint.canary)
-    features = None if catalogue is None else _features(checkpoint, embeddings, catalogue)
-    report(STAGES[4])
-    with store.staging() as staging:
-        folder = staging / "bundle"
-        folder.mkdir()
-        write_bundle_files(
-            folder,
-            model=model,
-            item_ids=checkpoint.item_ids,
-            item_embeddings=embeddings,
-            index=index,
-            popular=[checkpoint.item_ids[item - 1] for item in checkpoint.popular],
-            canary=canary,
-            features=features,
-        )
-        bundle_id = seal(folder, _manifest(checkpoint, embeddings, index, checks, len(queries)))
-        folder = folder.rename(staging / bundle_id)
-        report(STAGES[5])
-        _check_finished(folder)
-        store.add(folder)
-    return bundle_id
+    ids = checkpoint.item_ids
+    popular = [ids[item - 1] for item in checkpoint.popular.tolist() if rows.is_served(item)]
+    return Draft(
+        checkpoint=checkpoint,
+        rows=rows,
+        embeddings=embeddings,
+        index=index,
+        canary=record_canary(model, index, rows.ids(ids), checkpoint.canary),
+        popular=popular,
+        features=None if catalogue is None else _features(checkpoint, rows, embeddings, catalogue),
+        manifest=_manifest(checkpoint, embeddings, index, checks, len(queries), len(popular)),
+    )
+
+
+def check_finished(folder: Path) -> None:
+    """Read the sealed bundle as the service will, on the CPU, and ask it its canary."""
+    bundle = load_bundle(folder)
+    replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary)
 
 
 def _features(
-    checkpoint: Checkpoint, embeddings: np.ndarray, catalogue: Mapping[str, Sequence[str]]
+    checkpoint: Checkpoint, rows: ItemRows, embeddings: np.ndarray, catalogue: Mapping[str, Sequence[str]]
 ) -> ItemFeatures:
-    space = item_space(embeddings, checkpoint.popular.astype(np.int64) - 1)
-    tokens = [catalogue.get(item_id, ()) for item_id in checkpoint.item_ids]
+    popular = rows.served(checkpoint.popular.astype(np.int64)) - 1
+    space = item_space(embeddings, popular[popular >= 0])
+    tokens = [catalogue.get(item_id, ()) for item_id in rows.ids(checkpoint.item_ids)]
     return fit_features(space.across(np.arange(len(embeddings))), tokens)
 
 
@@ -130,18 +192,13 @@ def _check_checkpoint(checkpoint: Checkpoint) -> None:
         raise ValueError("the checkpoint has no canary sequences to check a bundle with: train it again")
 
 
-def _check_finished(folder: Path) -> None:
-    """Read the bundle as the service will, on the CPU, and ask it its canary."""
-    bundle = load_bundle(folder)
-    replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary)
-
-
 def _manifest(
     checkpoint: Checkpoint,
     embeddings: np.ndarray,
     index: AnnIndex,
     checks: list[Check],
     num_queries: int,
+    num_popular: int,
 ) -> dict[str, Any]:
     model = checkpoint.model
     return {
@@ -151,9 +208,10 @@ def _manifest(
         "dataset_id": checkpoint.dataset_id,
         "counts": {
             "items": len(embeddings),
+            "vocabulary": model.num_items,
             "embedding_dim": embeddings.shape[1],
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "popular": len(checkpoint.popular),
+            "popular": num_popular,
             "canary": len(checkpoint.canary),
         },
         "index": {

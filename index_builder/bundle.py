@@ -27,6 +27,7 @@ from index_builder.canary import CanaryCase, decode_canary, encode_canary
 from index_builder.embedding_file import map_item_embeddings, write_item_embeddings
 from index_builder.item_features import ItemFeatures, read_features, write_features
 from index_builder.item_ids import read_item_ids, write_item_ids
+from index_builder.item_rows import ItemRows, read_item_rows, write_item_rows
 from index_builder.mapped_tensors import map_weights, write_weights
 from index_builder.pointer import read_pointer
 from index_builder.storage import StoreError, open_storage
@@ -38,17 +39,25 @@ from model.two_tower import TwoTower
 class Bundle:
     """One build's model with the index of its own item embeddings.
 
-    model: in evaluation mode, on the asked device   item_ids: item_ids[m] has item index m + 1
-    item_index_of: item id -> item index   index: row m is item index m + 1   item_embeddings: (M, D)
-    popular: item ids, most popular first   canary: sequences with the candidates that they must give
+    The vocabulary is every item that the model has a row for: what a sequence may hold. The served items
+    are those of it that can be recalled: all, unless some are retired.
+
+    model: in evaluation mode, on the asked device   vocabulary: vocabulary[v] has item index v + 1
+    item_index_of: item id of the vocabulary -> item index
+    item_ids: of the M served items, in the order of index and item_embeddings; item_ids[m] has the served
+        index m + 1   index: row m is item_ids[m]   item_embeddings: (M, D)
+    rows: which items are served, and what else a nightly build must know of each
+    popular: served item ids, most popular first   canary: sequences with the candidates that they must give
     features: what features say of an item, or None when the bundle was built without a catalogue
     """
 
     bundle_id: str
     manifest: dict[str, Any]
     model: TwoTower
-    item_ids: Sequence[str]
+    vocabulary: Sequence[str]
     item_index_of: Mapping[str, int]
+    item_ids: Sequence[str]
+    rows: ItemRows
     index: AnnIndex
     item_embeddings: np.ndarray
     popular: list[str]
@@ -100,14 +109,19 @@ def write_bundle_files(
     popular: Sequence[str],
     canary: Sequence[CanaryCase],
     features: ItemFeatures | None = None,
+    rows: ItemRows = ItemRows(),
 ) -> None:
-    """Everything of a bundle but its manifest, which `bundle_files.seal` adds."""
+    """Everything of a bundle but its manifest, which `bundle_files.seal` adds.
+
+    item_ids: of every row of the model   rows: which of them are served   item_embeddings: of those
+    """
     write_weights(folder / bundle_files.WEIGHTS, model.state_dict())
     write_item_embeddings(folder / bundle_files.ITEM_EMBEDDINGS, item_embeddings, model.state_dict())
     index.save(folder / bundle_files.INDEX)
     write_item_ids(folder / bundle_files.ITEM_IDS, item_ids)
     if features is not None:
         write_features(folder / bundle_files.FEATURES, features)
+    write_item_rows(folder / bundle_files.ITEM_ROWS, rows, len(item_ids))
     (folder / bundle_files.POPULAR).write_bytes(json.dumps(list(popular), ensure_ascii=False).encode())
     (folder / bundle_files.CANARY).write_bytes(encode_canary(canary, list(item_ids)))
 
@@ -115,7 +129,12 @@ def write_bundle_files(
 def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) -> Bundle:
     """Verified files -> Bundle."""
     with _reading(bundle_id, bundle_files.ITEM_IDS):
-        item_ids, item_index_of = read_item_ids(folder / bundle_files.ITEM_IDS)
+        vocabulary, item_index_of = read_item_ids(folder / bundle_files.ITEM_IDS)
+    rows = ItemRows()
+    if bundle_files.ITEM_ROWS in manifest["files"]:
+        with _reading(bundle_id, bundle_files.ITEM_ROWS):
+            rows = read_item_rows(folder / bundle_files.ITEM_ROWS, len(vocabulary))
+    item_ids = rows.ids(vocabulary)
     with _reading(bundle_id, bundle_files.WEIGHTS):
         weights = map_weights(folder / bundle_files.WEIGHTS)
     with _reading(bundle_id, bundle_files.ITEM_EMBEDDINGS):
@@ -124,7 +143,7 @@ def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) 
         if len(item_embeddings) != len(item_ids):
             raise ValueError(f"{len(item_embeddings)} embeddings for {len(item_ids)} item ids")
     with _reading(bundle_id, bundle_files.WEIGHTS):
-        model = _read_model(weights, manifest["model"], len(item_ids), device)
+        model = _read_model(weights, manifest["model"], len(vocabulary), device)
     with _reading(bundle_id, bundle_files.INDEX):
         index = AnnIndex.open(
             folder / bundle_files.INDEX,
@@ -136,9 +155,9 @@ def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) 
         )
     with _reading(bundle_id, bundle_files.POPULAR):
         popular = json.loads((folder / bundle_files.POPULAR).read_bytes())
-        unknown = [item_id for item_id in popular if item_id not in item_index_of]
-        if unknown:
-            raise ValueError(f"popular item {unknown[0]!r} is not among the item ids")
+        for item_id in popular:
+            if not rows.is_served(item_index_of.get(item_id)):
+                raise ValueError(f"popular item {item_id!r} is not among the item ids")
     with _reading(bundle_id, bundle_files.CANARY):
         canary = decode_canary((folder / bundle_files.CANARY).read_bytes(), item_index_of)
     features = None
@@ -149,8 +168,10 @@ def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) 
         bundle_id=bundle_id,
         manifest=manifest,
         model=model,
-        item_ids=item_ids,
+        vocabulary=vocabulary,
         item_index_of=item_index_of,
+        item_ids=item_ids,
+        rows=rows,
         index=index,
         item_embeddings=item_embeddings,
         popular=popular,

@@ -22,19 +22,23 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 ITEM_IDS = "item_ids.safetensors"
+ITEM_ROWS = "item_rows.safetensors"
 ITEM_EMBEDDINGS = "item_embeddings.safetensors"
 INDEX = "index.faiss"
 POPULAR = "popular.json"
 CANARY = "canary.json"
-FILES = (WEIGHTS, ITEM_IDS, ITEM_EMBEDDINGS, INDEX, POPULAR, CANARY)
+FILES = (WEIGHTS, ITEM_IDS, ITEM_ROWS, ITEM_EMBEDDINGS, INDEX, POPULAR, CANARY)
 """What a bundle of this format version holds beside its manifest: these, all of them."""
 FEATURES = "features.safetensors"
 OPTIONAL_FILES = (FEATURES,)
 """What it may hold besides, if its manifest lists it; and nothing else."""
+
+FILES_OF_VERSION = {2: tuple(name for name in FILES if name != ITEM_ROWS), FORMAT_VERSION: FILES}
+"""The format versions that are read. Version 2 served every item that its model had a row for."""
 
 BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}", re.ASCII)
 _MAX_MANIFEST_BYTES = 1 << 20
@@ -92,14 +96,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}: there is no such folder")
     present = sorted(os.listdir(folder))
-    for name in (MANIFEST, *FILES):
-        if name not in present:
-            raise BundleError(f"bundle {folder.name}: {name} is missing; publish or build another bundle")
-    for name in present:
-        if name not in (MANIFEST, *FILES, *OPTIONAL_FILES):
-            raise BundleError(f"bundle {folder.name}: {name!r} does not belong to a bundle")
+    _require_present(folder, MANIFEST, present)
     with _open(folder, MANIFEST) as handle:
         manifest = parse_manifest(folder.name, handle.read(_MAX_MANIFEST_BYTES + 1))
+    files = FILES_OF_VERSION[manifest["format_version"]]
+    for name in files:
+        _require_present(folder, name, present)
+    for name in present:
+        if name not in (MANIFEST, *files, *OPTIONAL_FILES):
+            raise BundleError(f"bundle {folder.name}: {name!r} does not belong to a bundle")
     for name in OPTIONAL_FILES:
         if (name in present) != (name in manifest["files"]):
             problem = "is missing" if name not in present else "is not in its manifest"
@@ -120,15 +125,16 @@ def parse_manifest(bundle_id: str, data: bytes) -> dict[str, Any]:
     try:
         manifest = json.loads(data)
         version, files = manifest["format_version"], manifest["files"]
-        if version != FORMAT_VERSION:
+        if version not in FILES_OF_VERSION:
+            readable = " and ".join(map(str, FILES_OF_VERSION))
             raise BundleError(
-                f"bundle {bundle_id} has format_version {version!r}, this program reads {FORMAT_VERSION}: "
+                f"bundle {bundle_id} has format_version {version!r}, this program reads {readable}: "
                 "build it again, or run the program that built it"
             )
         for name in files:
-            if name not in (*FILES, *OPTIONAL_FILES):
+            if name not in (*FILES_OF_VERSION[version], *OPTIONAL_FILES):
                 raise BundleError(f"bundle {bundle_id}: {MANIFEST} lists {name!r}, which no bundle holds")
-        for name in (*FILES, *(name for name in OPTIONAL_FILES if name in files)):
+        for name in {*FILES_OF_VERSION[version], *files}:
             size, digest = files[name]["size_bytes"], files[name]["sha256"]
             if type(size) is not int or size < 0 or not _SHA256.fullmatch(digest):
                 raise BundleError(f"bundle {bundle_id}: {MANIFEST} has no valid checksum of {name}")
@@ -137,6 +143,11 @@ def parse_manifest(bundle_id: str, data: bytes) -> dict[str, Any]:
             raise
         raise BundleError(f"bundle {bundle_id}: {MANIFEST} is not a manifest ({error!r})") from error
     return manifest
+
+
+def _require_present(folder: Path, name: str, present: list[str]) -> None:
+    if name not in present:
+        raise BundleError(f"bundle {folder.name}: {name} is missing; publish or build another bundle")
 
 
 def _compare(folder: Path, name: str, manifest: dict[str, Any], *, size_bytes: int, digest: str) -> None:

@@ -18,10 +18,15 @@ def item_indices(bundle: Bundle, item_ids: Collection[str]) -> np.ndarray:
 
 def served_rows(bundle: Bundle, item_ids: Collection[str]) -> np.ndarray:
     """The rows of these items in index and `item_embeddings`; -1 for one that cannot be recalled."""
-    return item_indices(bundle, item_ids) - 1
+    return bundle.rows.served(item_indices(bundle, item_ids)).astype(np.int64) - 1
 
 
 def tower_embeddings(bundle: Bundle, rows: slice) -> np.ndarray:
     """What the item tower gives for these rows of `item_embeddings`, computed anew.   -> (len, D) float32"""
     with torch.inference_mode():
-        return bundle.model.item_embeddings()[rows].float().cpu().numpy()
+        of_all = bundle.model.item_embeddings()
+        served = bundle.rows.item_index
+        chosen = (
+            of_all[rows] if served is None else of_all[torch.from_numpy(served[rows].astype(np.int64) - 1)]
+        )
+        return chosen.float().cpu().numpy()

@@ -90,7 +90,7 @@ def canary_mismatch(
 
 
 def encode_canary(cases: Collection[CanaryCase], item_ids: Collection[str]) -> bytes:
-    """UTF-8 JSON, with items by their ids."""
+    """UTF-8 JSON, with items by their ids.   item_ids: of every row of the model"""
     entries = [
         {
             "user_id": case.user_id,

@@ -2,6 +2,9 @@
 
 Pure functions of model, index, batch, noise and exclusions, so that what was checked when a bundle was
 built is what answers requests.
+
+Sequences hold item indices, rows of the model. Answers and exclusions are served indices, rows of the index
+plus one; the two are the same while no item is retired (`item_rows`).
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 class Candidates:
     """The answer of a batch.
 
-    item_index: (B, K) int64 in 1..M, best first; 0 at the end where fewer than K items were allowed
+    item_index: (B, K) int64 served indices in 1..M, best first; 0 at the end where fewer than K were allowed
     score: (B, K) float32, larger is better; -inf where item_index is 0
     tower_seconds, search_seconds: wall time of the whole batch in the user tower and in the index
     tower_cpu_seconds, search_cpu_seconds: processor time of the calling thread in them
@@ -55,7 +58,7 @@ def recall_sequences(
 ) -> Candidates:
     """Candidates of each sequence, with the noise of its key (`model.noise.request_key`).
 
-    top_k: K, or one per sequence   exclude: per sequence the item indices never to return, or None
+    top_k: K, or one per sequence   exclude: per sequence the served indices never to return, or None
     tower: the engine that runs the model's user tower; the plain one when None
     delta: new items, which get the item indices after M, and deleted ones, which nobody gets
     exclude_new: per sequence the rows of new items never to return, or None

@@ -176,6 +176,16 @@ app.command()(bench)
 app.command()(check)
 
 
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def nightly(context: typer.Context) -> None:
+    """Build, gate and publish tonight's bundle from the logs; for cron or any scheduler."""
+    from index_builder.nightly_command import command  # its options come from readers that need torch
+
+    command(context.args)
+
+
 @app.command(hidden=True)
 def generate(
     items: Annotated[int, typer.Argument(min=1, help="Number of items.")],

@@ -15,7 +15,7 @@ import numpy as np
 
 from index_builder.bundle import Bundle
 from index_builder.item_features import fit_features
-from index_builder.new_items import bundle_space, embed_new_item
+from index_builder.new_items import bundle_space, embed_new_item, served_row
 from index_builder.similar_items import similar_at
 from model.batch import Sequence as Behaviours
 from model.batch import collate
@@ -54,7 +54,8 @@ def run_trial(
     random = np.random.default_rng(seed)
     bundle_index = np.array([0, *(bundle.item_index_of.get(name, 0) for name in log.item_ids)])
     counts = np.bincount(log.item_index, minlength=log.num_items + 1)
-    fit = np.flatnonzero((counts >= num_consumers + questions_per_item) & (bundle_index > 0))
+    is_served = bundle.rows.served(bundle_index) > 0
+    fit = np.flatnonzero((counts >= num_consumers + questions_per_item) & is_served)
     if not len(fit):
         raise ValueError(
             f"no item of the bundle has {num_consumers + questions_per_item} consumers in the log"
@@ -73,7 +74,7 @@ def run_trial(
     anywhere = anywhere[anywhere - log.offsets[user[anywhere]] >= _MIN_HISTORY]
     queries = _embed_users(bundle, log, bundle_index, user, np.concatenate([*asked, anywhere]))
     number = np.repeat(np.arange(len(hidden)), [len(places) for places in asked])
-    rows = bundle_index[hidden] - 1
+    rows = bundle.rows.served(bundle_index)[hidden] - 1
     of_items, of_anybody = queries[: len(number)], queries[len(number) :]
     questions = _Questions(bundle.item_embeddings, rows, number, of_items, of_anybody)
     usable = bundle_index > 0
@@ -124,8 +125,9 @@ def _placements(
     none = np.empty(0, dtype=np.int64)
     for name, found in zip(names, similar, strict=True):
         beside = found.get(name, {})
-        near = np.array([bundle.item_index_of[other] - 1 for other in beside], dtype=np.int64)
-        weights = np.array(list(beside.values()))
+        near = np.array([served_row(bundle, other) for other in beside], dtype=np.int64)
+        weights = np.array(list(beside.values()))[near >= 0]
+        near = near[near >= 0]
         mean = weights @ bundle.item_embeddings[near] / weights.sum() if len(near) else None
         ways.setdefault("mean as it is", []).append(mean)
         ways.setdefault("similar items", []).append(embed_new_item(space, near, weights))

@@ -77,7 +77,7 @@ def bundle_space(bundle: Bundle) -> ItemSpace:
 
 def served_row(bundle: Bundle, item_id: str) -> int:
     """The row of a bundle's index and item embeddings, -1 for an item that it does not serve."""
-    return bundle.item_index_of.get(item_id, 0) - 1
+    return int(bundle.rows.served(np.array(bundle.item_index_of.get(item_id, 0)))) - 1
 
 
 def embed_new_items(items: Iterable[NewItem], bundle: Bundle) -> tuple[list[str], np.ndarray]:

@@ -64,23 +64,43 @@ def read_log(
 
 def reads_log(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `read_log`; its parameter `log` is what they read."""
+    return _with_log_options(command, "log", lambda **ours: read_log(**ours))
+
+
+def reads_log_later(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `read_log`; its parameter `read` is a function that reads the log.
+
+    The log's paths are named `--logs`, or `--data` as elsewhere.
+    """
+    paths = Annotated[
+        list[Path],
+        typer.Option("--logs", "--data", help="Log file or folder; may be given several times."),
+    ]
+    return _with_log_options(command, "read", lambda **ours: functools.partial(read_log, **ours), data=paths)
+
+
+def _with_log_options(
+    command: Callable[..., None], name: str, value_of: Callable[..., Any], **changed_hints: Any
+) -> Callable[..., None]:
+    """`command` with the options of `read_log`, whose parameter `name` is `value_of` what was given."""
 
     @functools.wraps(command)
     def with_log(**given: Any) -> None:
-        ours = {name: given.pop(name) for name in log_parameters}
-        command(log=read_log(**ours), **given)
+        ours = {option: given.pop(option) for option in log_parameters}
+        command(**{name: value_of(**ours)}, **given)
 
     log_parameters = inspect.signature(read_log).parameters
     own_parameters = inspect.signature(command).parameters
     hints = {
         **typing.get_type_hints(command, include_extras=True),
         **typing.get_type_hints(read_log, include_extras=True),
+        **changed_hints,
     }
     with_log.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
-            for name, parameter in {**own_parameters, **log_parameters}.items()
-            if name != "log"
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[option])
+            for option, parameter in {**own_parameters, **log_parameters}.items()
+            if option != name
         ]
     )
     with_log.__annotations__ = hints

@@ -48,7 +48,8 @@ def saved_state(out: Path, description: dict[str, Any], *, resume: bool) -> dict
         raise ValueError(f"out: {out} holds a run already; give --resume to go on with it, or another folder")
     saved = json.loads(description_path.read_text())
     ours = json.loads(json.dumps(description))
-    different = [key for key in ours if saved["description"][key] != ours[key]]
+    theirs = saved["description"]
+    different = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     if different:
         raise ValueError(
             f"resume: the run in {out} was started with another {', '.join(different)}; "

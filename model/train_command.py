@@ -20,6 +20,7 @@ from model.command_options import (
     parse_settings,
     split_log,
 )
+from model.continued import continue_checkpoint
 from model.data.interactions import Interactions
 from model.data.rules import render_report
 from model.log_options import reads_log
@@ -38,6 +39,10 @@ def train_command(
     model: Annotated[str, typer.Option(help="Model to train: " + ", ".join(MODELS) + ".")] = "t2diff",
     settings: ModelSettings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    continue_from: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the weights of this run or checkpoint; new items get rows."),
+    ] = None,
     split: SplitName = "leave-one-out",
     epochs: Annotated[int, typer.Option(help="Most epochs; early stopping may end before.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Windows in a batch.")] = 16,
@@ -55,6 +60,9 @@ def train_command(
 ) -> None:
     """Train a model; its best checkpoint is left in OUT/checkpoint."""
     config = dataclasses.asdict(complete_config(model, parse_settings(settings)))
+    warm_start = None
+    if continue_from is not None:
+        log, warm_start = continue_checkpoint(log, continue_from, model_name=model, model_config=config)
     err.print(render_report(log.report))
     training = TrainingSettings(
         epochs=epochs,
@@ -103,6 +111,7 @@ def train_command(
             out=out,
             resume=resume,
             on_progress=show,
+            warm_start=warm_start,
         )
     print(f"trained {model}: checkpoint {out / 'checkpoint'}")
     print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))

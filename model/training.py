@@ -28,6 +28,7 @@ from model.registry import build_model, complete_config
 from model.run_state import RunState, load_state, save_state, saved_state
 from model.training_settings import TrainingSettings, learning_rate_at
 from model.two_tower import TwoTower
+from model.warm_start import WarmStart, check_items_continue, continue_from, item_tensors
 
 NUM_POPULAR = 1_000
 NUM_CANARIES = 8
@@ -56,13 +57,15 @@ def train(
     out: Path,
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    warm_start: WarmStart | None = None,
 ) -> dict[str, float]:
     """Train a model and leave the best one in `out/checkpoint`.
 
+    warm_start: the model to go on from, whose items are the first of the split's, in their order
     Returns its metrics. Raises ValueError when `out` holds a run and `resume` is false, or when
     resuming with other settings than the run was started with.
     """
-    return _Run(split, model_name, model_config, settings, Path(out), resume).go(on_progress)
+    return _Run(split, model_name, model_config, settings, Path(out), resume, warm_start).go(on_progress)
 
 
 class _Run:
@@ -74,6 +77,7 @@ class _Run:
         settings: TrainingSettings,
         out: Path,
         resume: bool,
+        warm_start: WarmStart | None,
     ) -> None:
         torch.set_num_threads(settings.num_threads)
         torch.manual_seed(settings.seed)
@@ -81,6 +85,9 @@ class _Run:
         self.model_name = model_name
         self.model_config = dataclasses.asdict(complete_config(model_name, model_config))
         self.model: TwoTower = build_model(model_name, self.model_config, len(split.train.item_ids))
+        if warm_start is not None:
+            check_items_continue(split.train.item_ids, warm_start)
+            continue_from(self.model, warm_start, item_tensors(model_name, self.model_config))
         self.model.observe_item_counts(torch.from_numpy(self.split.train.item_counts()))
         self.model.to(settings.device)
         self.windows = TrainingWindows(
@@ -96,7 +103,7 @@ class _Run:
         )
         self.state = RunState()
         self.clock = compute_clock(settings.device)
-        self.description = {
+        self.description: dict[str, Any] = {
             "model": model_name,
             "model_config": self.model_config,
             "settings": {
@@ -107,6 +114,8 @@ class _Run:
             "dataset_id": split.train.fingerprint,
             "split": split.name,
         }
+        if warm_start is not None:
+            self.description["continued_from"] = warm_start.source
         saved = saved_state(self.out, self.description, resume=resume)
         if saved is None:
             self._save_state()
@@ -253,6 +262,7 @@ class _Run:
                     "split": self.split.name,
                     "epoch": self.state.epoch,
                     "train_seconds": round(self.state.seconds, 1),
+                    "continued_from": self.description.get("continued_from"),
                 },
             ),
         )

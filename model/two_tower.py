@@ -21,6 +21,9 @@ class TwoTower(nn.Module, ABC):
     num_items: M   embedding_dim: D
     noise_dim, num_steps: the D of the noise and T, or 0, 0 for a model that draws none
     num_routes: R embeddings a user, each searched for; an item's score is its best
+
+    A parameter or buffer with a row an item has M rows, or M + 1 with the padding first: so a model can go on
+    with more items than it was trained with (`model.warm_start`). No other shape may follow from M.
     """
 
     metric: Metric = "inner_product"

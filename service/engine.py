@@ -30,7 +30,7 @@ from service.settings import ServiceSettings
 class EngineRequest:
     """One user to recall for.
 
-    sequence: not empty, of this bundle's item indices   exclude: item indices never to return
+    sequence: not empty, of this bundle's item indices   exclude: its served indices never to return
     exclude_new: rows of the engine's delta never to return
     """
 
@@ -82,8 +82,11 @@ class Engine:
         self.tower = tower or EagerTower(bundle.model)
         self._canary_tower = canary_tower or self.tower
         # Where the bundle holds a string per item anyway, reading one is a hundred times cheaper from a list.
-        known = bundle.item_index_of
-        self._item_ids: Collection[str] = list(known) if isinstance(known, dict) else bundle.item_ids
+        known, served = bundle.item_index_of, bundle.rows.item_index
+        self._item_ids: Collection[str] = bundle.item_ids
+        if isinstance(known, dict):
+            names = list(known)
+            self._item_ids = names if served is None else [names[item - 1] for item in served.tolist()]
         self.delta: DeltaIndex | None = None
         self.delta_version = "none"
 

@@ -369,13 +369,17 @@ class RecallService:
 
 
 def _excluded_indices(engine: Engine, request: RecallRequest, seen: np.ndarray) -> np.ndarray:
-    """The items of this bundle that must not come back.   seen: (N,) item indices   -> (E,)"""
+    """What of this bundle must not come back.   seen: (N,) item indices   -> (E,) served indices"""
+    bundle = engine.bundle
     exclude = seen if request.exclude_seen else seen[:0]
-    if not request.exclude_item_ids:
+    if request.exclude_item_ids:
+        index_of = bundle.item_index_of
+        asked = [index_of[item_id] for item_id in request.exclude_item_ids if item_id in index_of]
+        exclude = np.concatenate([exclude, np.array(asked, np.int64)])
+    if bundle.rows.served_index is None:
         return exclude
-    index_of = engine.bundle.item_index_of
-    asked = [index_of[item_id] for item_id in request.exclude_item_ids if item_id in index_of]
-    return np.concatenate([exclude, np.array(asked, np.int64)])
+    exclude = bundle.rows.served(exclude)
+    return exclude[exclude > 0]  # a retired item cannot come back
 
 
 def _excluded_new(delta: DeltaIndex, request: RecallRequest, behaviours: StoredSequence) -> np.ndarray:

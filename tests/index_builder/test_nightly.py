@@ -1,0 +1,349 @@
+"""Night after night: rows stay, new items are recalled, dead ones retire, bad builds are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from index_builder import fold_in, nightly
+from index_builder.bundle import Bundle, load_bundle
+from index_builder.candidates import recall_sequences
+from index_builder.fold_in import Pending
+from index_builder.nightly_gates import GateLimits
+from index_builder.publish import Store
+from index_builder.quality import QualityError
+from index_builder.retirement import RetirementRule
+from model.data.interactions import DataError
+from model.noise import request_key
+from tests.index_builder.small_night import (
+    DAY,
+    EARLIER,
+    LATER,
+    NOW,
+    SETTINGS,
+    Silent,
+    night,
+    write_log,
+    write_rows,
+)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_log(tmp_path / "log.csv")
+    return tmp_path
+
+
+def served(folder: Path) -> Bundle:
+    store = Store(folder / "store")
+    return load_bundle(store.bundle_url(store.current()))
+
+
+def test_two_nights_publish_two_bundles_and_a_third_finds_nothing_new(folder):
+    first = night(EARLIER, folder)
+    assert (first["outcome"], first["previous"]) == ("published", None)
+    second = night(LATER, folder)
+    assert (second["outcome"], second["previous"]) == ("published", first["bundle"])
+    watcher = Silent()
+    third = night(LATER, folder, watcher=watcher)
+    assert (third["outcome"], third["bundle"]) == ("nothing_new", second["bundle"])
+    assert watcher.stages == ["reading"]
+    assert Store(folder / "store").history() == [second["bundle"], first["bundle"]]
+    assert [path.name for path in (folder / "work").iterdir()] == []
+
+
+def test_the_manifest_says_what_the_night_was_made_of(folder):
+    first = night(EARLIER, folder)
+    assert served(folder).manifest["nightly"]["continued_from"] is None
+    second = night(LATER, folder)
+    manifest = served(folder).manifest
+    assert manifest["nightly"]["continued_from"] == first["bundle"]
+    assert manifest["nightly"]["run"] == second["run"]
+    assert manifest["data"]["newest"] > NOW - DAY
+    assert manifest["training_settings"]["continued_from"] == first["bundle"]
+    checks = {check["name"]: check for check in manifest["checks"]}
+    assert checks["newest_day_recall_ratio"]["passed"]
+    assert len(checks) == len(manifest["checks"])
+    assert "forced" not in manifest
+
+
+def test_item_rows_keep_their_index_and_new_items_follow(folder):
+    write_rows(folder / "log.csv", walk(range(20), days=4))
+    night(SETTINGS, folder)
+    before = served(folder)
+    write_rows(folder / "log.csv", [*walk(range(20), days=4), *walk(range(10, 30), days=2, start=4)])
+    summary = night(SETTINGS, folder)
+    after = served(folder)
+    assert summary["new_items"] == len(after.vocabulary) - len(before.vocabulary) == 10
+    assert list(after.vocabulary)[: len(before.vocabulary)] == list(before.vocabulary)
+    assert {f"i{item}" for item in range(30)} == set(after.vocabulary)
+
+
+def walk(items: range, *, days: int, start: int = 0, users: int = 30) -> list[tuple[str, str, int]]:
+    """Every user walks through `items` in their order, four a day, from another place each."""
+    items = list(items)
+    return [
+        (
+            f"u{user}",
+            f"i{items[(user + 4 * day + step) % len(items)]}",
+            NOW - 10 * DAY + (start + day) * DAY + 60 * step + user,
+        )
+        for user in range(users)
+        for day in range(days)
+        for step in range(4)
+    ]
+
+
+def test_a_new_item_is_recalled_the_next_night_though_nothing_was_trained_on_it(folder):
+    """It was consumed on the newest day only, between two neighbours: users of these get it."""
+    rows = walk(range(20), days=6)
+    write_rows(folder / "log.csv", rows)
+    night(SETTINGS, folder)
+    last = max(time for *_, time in rows)
+    rows += [
+        (f"n{user}", item, last - 600 + 60 * step + user)
+        for user in range(5)
+        for step, item in enumerate(["i3", "i4", "new", "i5", "i6"])
+    ]
+    write_rows(folder / "log.csv", rows)
+    assert night(SETTINGS, folder)["new_items"] == 1
+    bundle = served(folder)
+    assert "new" in bundle.item_ids
+    near, far = ranks_of("new", ["i2", "i3", "i4"], bundle), ranks_of("new", ["i12", "i13", "i14"], bundle)
+    assert near <= 8
+    assert near < far
+
+
+def ranks_of(item_id: str, behaviours: list[str], bundle: Bundle) -> int:
+    """The place of an item among all that are recalled after these behaviours."""
+    index = np.array([bundle.item_index_of[behaviour] for behaviour in behaviours])
+    time = NOW - 5 * DAY + 60 * np.arange(len(index))
+    sequence = type(bundle.canary[0].sequence)(index, time, int(time[-1]) + 60)
+    found = recall_sequences(
+        bundle.model, bundle.index, [sequence], [request_key(0, "u")], top_k=len(bundle.item_ids)
+    )
+    recalled = [bundle.item_ids[item - 1] for item in found.item_index[0].tolist()]
+    return recalled.index(item_id) + 1
+
+
+def test_an_item_not_seen_for_long_is_retired_but_still_read_and_comes_back_when_consumed(folder):
+    write_rows(folder / "log.csv", walk(range(20), days=1) + walk(range(12), days=4, start=1))
+    rule = RetirementRule(after_days=2)
+    summary = night(SETTINGS, folder, retirement=rule)
+    bundle = served(folder)
+    retired = [f"i{item}" for item in range(12, 20)]
+    assert summary["retired_items"] == len(retired)
+    assert set(bundle.item_ids) == {f"i{item}" for item in range(12)}
+    assert set(retired) < set(bundle.vocabulary)
+    assert not set(retired) & set(bundle.popular)
+    assert ranks_of("i3", ["i14", "i2"], bundle) >= 1  # a history with a retired item is read
+    rows = walk(range(20), days=1) + walk(range(12), days=4, start=1) + walk(range(20), days=1, start=6)
+    write_rows(folder / "log.csv", rows)
+    row = bundle.item_index_of["i14"]
+    night(SETTINGS, folder, retirement=rule)
+    assert "i14" in served(folder).item_ids
+    assert served(folder).item_index_of["i14"] == row
+
+
+def test_an_item_is_remembered_as_seen_beyond_the_history_that_is_read(folder):
+    """i19 is seen on day 0 only; on day 5 a history of three days no longer shows it."""
+    first = walk(range(20), days=2)
+    write_rows(folder / "log.csv", first)
+    night(SETTINGS, folder)
+    write_rows(folder / "log.csv", first + walk(range(10), days=4, start=3))
+    kept = night(SETTINGS, folder, history_days=3.0, retirement=RetirementRule(after_days=30))
+    assert (kept["retired_items"], "i19" in served(folder).item_ids) == (0, True)
+    night(SETTINGS, folder, history_days=3.0, retirement=RetirementRule(after_days=3))
+    assert "i19" not in served(folder).item_ids
+    assert "i5" in served(folder).item_ids
+
+
+def test_a_bundle_with_retired_items_reads_back_whole(folder):
+    write_rows(folder / "log.csv", walk(range(20), days=1) + walk(range(12), days=4, start=1))
+    night(SETTINGS, folder, retirement=RetirementRule(after_days=2))
+    bundle = served(folder)
+    assert len(bundle.item_ids) == len(bundle.item_embeddings) == bundle.index.num_items == 12
+    assert bundle.model.num_items == len(bundle.vocabulary) == 20
+    everything = bundle.model.item_embeddings().numpy()
+    for row, item_id in enumerate(bundle.item_ids):
+        index = bundle.item_index_of[item_id]
+        np.testing.assert_array_equal(bundle.item_embeddings[row], everything[index - 1])
+        assert bundle.rows.served(np.array([index])).tolist() == [row + 1]
+    assert bundle.rows.served(np.array([bundle.item_index_of["i15"]])).tolist() == [0]
+    case = bundle.canary[0]
+    assert set(case.candidates) <= set(bundle.item_ids)
+
+
+def test_from_scratch_drops_what_is_retired_for_good(folder):
+    write_rows(folder / "log.csv", walk(range(20), days=2))
+    night(SETTINGS, folder)
+    write_rows(folder / "log.csv", walk(range(10), days=6))
+    night(SETTINGS, folder, from_scratch=True, limits=GateLimits(max_recall_drop=1.0))
+    assert len(served(folder).vocabulary) == 10
+    assert served(folder).manifest["nightly"]["continued_from"] is None
+
+
+def test_another_model_keeps_the_rows_and_is_trained_from_scratch(folder):
+    night(EARLIER, folder)
+    before = served(folder)
+    watcher = Silent()
+    sasrec = {"embedding_dim": 8, "max_length": 6, "num_layers": 1}
+    changed = {"model_name": "sasrec", "model_config": sasrec, "limits": GateLimits(max_recall_drop=1.0)}
+    night(LATER, folder, watcher=watcher, **changed)
+    assert "trained from scratch" in watcher.notes[0]
+    assert served(folder).model_name == "sasrec"
+    assert list(served(folder).vocabulary)[: len(before.vocabulary)] == list(before.vocabulary)
+
+
+# --- refusing -----------------------------------------------------------------------------------
+
+
+def too_fast(settings: nightly.NightSettings) -> nightly.NightSettings:
+    """Trained with a learning rate at which nothing is learnt."""
+    return dataclasses.replace(settings, later=dataclasses.replace(settings.later, learning_rate=3.0))
+
+
+STRICT = GateLimits(max_recall_drop=-10.0)
+"""No build passes this."""
+
+
+def test_a_refused_build_is_not_published_and_asking_again_does_not_train_again(folder):
+    first = night(EARLIER, folder)
+    refused = night(LATER, folder, limits=STRICT)
+    assert refused["outcome"] == "refused"
+    assert refused["refused_by"] == ["newest_day_recall_ratio"]
+    assert Store(folder / "store").bundle_ids() == [first["bundle"]]
+    watcher = Silent()
+    again = night(LATER, folder, limits=STRICT, watcher=watcher)
+    assert (again["outcome"], again["run"], again["resumed"]) == ("refused", refused["run"], True)
+    assert watcher.stages == ["reading"]
+
+
+def test_another_limit_asks_the_gates_again_but_does_not_train_again(folder):
+    night(EARLIER, folder)
+    night(LATER, folder, limits=STRICT)
+    watcher = Silent()
+    assert night(LATER, folder, watcher=watcher)["outcome"] == "published"
+    assert watcher.stages == ["reading", "asking the gates", "publishing"]
+
+
+def test_force_publishes_what_was_refused_loudly_and_on_record(folder):
+    night(EARLIER, folder)
+    night(LATER, folder, limits=STRICT)
+    watcher = Silent()
+    forced = night(LATER, folder, limits=STRICT, force=True, watcher=watcher)
+    assert (forced["outcome"], forced["forced"]) == ("published", True)
+    assert any("FORCED" in note for note in watcher.notes)
+    manifest = served(folder).manifest
+    assert manifest["forced"] is True
+    checks = {check["name"]: check["passed"] for check in manifest["checks"]}
+    assert checks["newest_day_recall_ratio"] is False
+
+
+def test_a_build_from_a_mistyped_learning_rate_is_refused(folder):
+    good = dataclasses.replace(
+        EARLIER, first=dataclasses.replace(EARLIER.first, epochs=8), until=None, history_days=399.0
+    )
+    write_rows(folder / "log.csv", walk(range(20), days=6))
+    night(good, folder)
+    assert night(too_fast(SETTINGS), folder)["outcome"] == "refused"
+
+
+def test_a_model_that_cannot_be_served_is_refused_before_the_gates(folder, monkeypatch):
+    """A NaN in the trained table, as a disk or a driver may leave it."""
+    load = nightly.load_checkpoint
+
+    def broken(*arguments):
+        checkpoint = load(*arguments)
+        with torch.no_grad():
+            checkpoint.model.item_table.weight[3] = float("nan")
+        return checkpoint
+
+    monkeypatch.setattr(nightly, "load_checkpoint", broken)
+    with pytest.raises(QualityError, match="embedding_non_finite_share"):
+        night(LATER, folder)
+    assert Store(folder / "store").current() is None
+
+
+def test_after_a_rollback_the_same_night_does_not_bring_its_bundle_back(folder):
+    first, second = night(EARLIER, folder), night(LATER, folder)
+    store = Store(folder / "store")
+    store.rollback()
+    watcher = Silent()
+    again = night(LATER, folder, watcher=watcher)
+    assert (again["outcome"], again["bundle"]) == ("nothing_new", second["bundle"])
+    assert store.current() == first["bundle"]
+    assert "--force serves it" in watcher.notes[0]
+    assert night(LATER, folder, force=True)["outcome"] == "published"
+    assert store.current() == second["bundle"]
+
+
+def test_logs_that_cannot_make_a_night_are_said_to_be(folder):
+    for rows, message in (
+        ([("u", f"i{n}", NOW + n) for n in range(9)], "no user has 3 interactions before the newest day"),
+        ([("u", f"i{n}", NOW - 500 * DAY + n) for n in range(9)], "no user has 3 interactions"),
+    ):
+        write_rows(folder / "log.csv", rows)
+        with pytest.raises(DataError, match=message):
+            night(SETTINGS, folder)
+    with pytest.raises(DataError, match="no interaction lies before 5"):
+        night(SETTINGS, folder, until=5)
+
+
+# --- what was added and deleted since the last bundle --------------------------------------------
+
+
+@pytest.fixture
+def delta(monkeypatch):
+    """What the store's delta holds, and what was folded into a bundle."""
+    held: dict[str, object] = {"pending": Pending(), "folded": []}
+    monkeypatch.setattr(nightly, "pending_items", lambda url: held["pending"])
+    monkeypatch.setattr(nightly, "fold", lambda url, item_ids: held["folded"].append(list(item_ids)))
+    return held
+
+
+def test_an_added_item_is_folded_in_beside_its_likes_though_nobody_consumed_it(folder, delta):
+    write_rows(folder / "log.csv", walk(range(20), days=6))
+    night(SETTINGS, folder)
+    delta["pending"] = Pending(similar={"added": {"i4": 2.0, "i5": 1.0, "nowhere": 1.0}})
+    summary = night(SETTINGS, folder)
+    assert (summary["outcome"], summary["new_items"]) == ("published", 1)
+    bundle = served(folder)
+    assert "added" in delta["folded"][-1]
+    assert ranks_of("added", ["i2", "i3", "i4"], bundle) < ranks_of("added", ["i12", "i13", "i14"], bundle)
+    assert night(SETTINGS, folder)["outcome"] == "nothing_new"  # still in the delta, but served
+
+
+def test_a_deleted_item_is_not_served_until_it_is_consumed_later_or_taken_back(folder, delta):
+    rows = walk(range(20), days=6)
+    write_rows(folder / "log.csv", rows)
+    night(SETTINGS, folder)
+    today = (NOW - 4 * DAY) // DAY
+    delta["pending"] = Pending(deleted={"i7": today})
+    assert night(SETTINGS, folder)["outcome"] == "published"
+    assert "i7" not in served(folder).item_ids
+    assert "i7" in served(folder).vocabulary
+    assert night(SETTINGS, folder)["outcome"] == "nothing_new"
+
+    delta["pending"] = Pending(keeps_deleted_days=0)  # the delta has forgotten it by now; the bundle has not
+    rows += [("u1", "i1", NOW - 3 * DAY)]
+    write_rows(folder / "log.csv", rows)
+    night(SETTINGS, folder)
+    assert "i7" not in served(folder).item_ids
+    write_rows(folder / "log.csv", [*rows, ("u1", "i7", NOW - 2 * DAY)])
+    night(SETTINGS, folder)
+    assert "i7" in served(folder).item_ids
+
+
+def test_without_a_delta_nothing_is_pending(tmp_path):
+    assert not fold_in.pending_items(str(tmp_path))
+    fold_in.fold(str(tmp_path), ["a"])
+
+
+def test_the_summary_is_json(folder):
+    assert json.loads(json.dumps(night(LATER, folder)))["items"] == 40
