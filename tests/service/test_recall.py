@@ -126,15 +126,11 @@ async def test_batched_recall_equals_single_recall(start: Any) -> None:
 async def test_a_failing_model_falls_back_degraded(start: Any) -> None:
     running = await start()
 
-    class Broken:
-        bundle = running.service.engine.bundle
-        device = "cpu"
-        tower = running.service.engine.tower
-
+    class Broken(Engine):
         def recall(self, requests: Any) -> Any:
             raise RuntimeError("CUDA out of memory")
 
-    running.service.swap(Broken())
+    running.service.swap(Broken(running.service.engine.bundle, device="cpu"))
     answer = await ask(running, sequence=SEQUENCE, top_k=5)
     assert (answer["route"], answer["reason"], answer["degraded"]) == ("popular", "model", True)
     assert not {"i3", "i7", "i9"} & set(ids(answer))
