@@ -297,15 +297,17 @@ async def test_a_deletion_is_followed_while_a_bundle_takes_long_to_load(
 ) -> None:
     loaded = Loaded(own_store, reload_poll_s=0.02)
     await loaded.reloader.check()
-    goes_on = threading.Event()
+    loading, goes_on = threading.Event(), threading.Event()
 
     def slowly(*arguments: Any, **options: Any) -> Any:
+        loading.set()
         goes_on.wait(60)
         return load_bundle(*arguments, **options)
 
     monkeypatch.setattr("service.reloader.load_bundle", slowly)
     polling = asyncio.create_task(loaded.reloader.poll())
     own_store.publish(build(own_store, 1))
+    assert await asyncio.to_thread(loading.wait, 60)
     DeltaFile(own_store.url).delete(["i1"])
     for _ in range(1000):
         if loaded.engines[-1].num_deleted_items:
