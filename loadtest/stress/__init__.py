@@ -1,1 +1,1 @@
-"""Acceptance on real processes: what must hold through swaps, kills, damage and bad builds."""
+"""Stress tests on real processes: each writes its figures, and whether it passed, to loadtest/results."""
