@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 from pydantic_core import PydanticUndefined
 
+from index_builder.gate_limits import GateLimits
 from service.app import ADMIN_LABELS, PUBLIC_LABELS
 from service.metrics import Metrics
 from service.settings import ServiceSettings, environment_variable_of, flag_of
@@ -32,6 +34,11 @@ def test_every_metric_stands_in_the_readme_and_no_other() -> None:
 @pytest.mark.parametrize("path", [*PUBLIC_LABELS, *ADMIN_LABELS])
 def test_every_route_stands_in_the_readme(path: str) -> None:
     assert path in README
+
+
+@pytest.mark.parametrize("limit", dataclasses.fields(GateLimits), ids=lambda limit: limit.name)
+def test_every_gate_limit_stands_in_the_readme(limit: dataclasses.Field[float]) -> None:
+    assert f"`{limit.name}`" in README
 
 
 def test_the_readme_shows_both_commands() -> None:
