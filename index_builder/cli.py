@@ -1,4 +1,4 @@
-"""`t2diff-index`: build, verify, list, publish and roll back bundles; measure kinds of index.
+"""`t2diff-index`: build, verify, list, publish, roll back and prune bundles; measure kinds of index.
 
 Results go to standard output, progress and messages to standard error. Exit status 0: done; 2: refused,
 with one line that says why; 1: the machine failed (disk full, no permission).
@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from index_builder.bench_command import bench
+from index_builder.prune_command import prune
 from index_builder.publish import BundleSummary, Store
 
 # Building and verifying need torch and FAISS, seconds to import: those imports stand inside the commands,
@@ -156,6 +157,7 @@ def rollback(
     print(f"rolled back from {left} to {opened.rollback(to or None)}")
 
 
+app.command()(prune)
 app.command()(bench)
 
 
