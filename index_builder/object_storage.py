@@ -8,6 +8,7 @@ with any other backend who writes last wins: there, let one job publish and prun
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import tempfile
@@ -87,9 +88,17 @@ class ObjectStorage(Storage):
                 base_name = path.removeprefix(f"{self._root}/{name}/")
                 if not _PLAIN_NAME.fullmatch(base_name):
                     raise BundleError(f"bundle {name}: {base_name!r} does not belong to a bundle")
-                with self._contacting():
-                    self._file_system.get_file(path, str(copy / base_name))
+                self._download(path, copy / base_name)
             yield copy
+
+    def _download(self, path: str, to: Path) -> None:
+        with self._contacting():
+            try:
+                self._file_system.get_file(path, str(to))
+            except FileNotFoundError as error:
+                raise BundleError(
+                    f"bundle {to.parent.name}: {to.name} vanished while it was read: was it pruned?"
+                ) from error
 
     def remove(self, name: str) -> bool:
         """Readers on other machines are not known: one that loses its objects refuses the bundle."""
@@ -157,6 +166,8 @@ class S3Storage(ObjectStorage):
 
     def __init__(self, url: str, file_system: Any, root: str) -> None:
         super().__init__(url, file_system, root)
+        for library in ("aiobotocore", "botocore", "s3fs"):
+            logging.getLogger(library).setLevel(logging.WARNING)  # below it they log signatures and tokens
         self._one_updater = threading.Lock()
         self._read_as: dict[str, str | None] | None = None  # file -> its ETag, None for no file
 

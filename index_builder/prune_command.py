@@ -12,9 +12,7 @@ from index_builder.retention import prune as prune_store
 
 
 def prune(
-    store: Annotated[
-        str, typer.Argument(help="Bundle store: a folder or an fsspec URL.", metavar="STORE")
-    ],
+    store: Annotated[str, typer.Argument(help="Bundle store: a folder or an fsspec URL.", metavar="STORE")],
     keep: Annotated[
         int, typer.Option(min=1, help="How many of the latest built, and of the latest published, are kept.")
     ],

@@ -12,7 +12,15 @@ from index_builder.local_storage import LocalStorage
 from index_builder.object_storage import ObjectStorage, S3Storage
 from index_builder.storage_contract import ConflictError, Storage, StoreError
 
-__all__ = ["ConflictError", "LocalStorage", "ObjectStorage", "S3Storage", "Storage", "StoreError", "open_storage"]
+__all__ = [
+    "ConflictError",
+    "LocalStorage",
+    "ObjectStorage",
+    "S3Storage",
+    "Storage",
+    "StoreError",
+    "open_storage",
+]
 
 
 def open_storage(url: str | Path) -> Storage:

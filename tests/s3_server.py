@@ -124,7 +124,11 @@ class Connection:
 
     def _relay(self, client: socket.socket) -> None:
         try:
-            with client, socket.create_connection(self._server) as server, selectors.DefaultSelector() as ready:
+            with (
+                client,
+                socket.create_connection(self._server) as server,
+                selectors.DefaultSelector() as ready,
+            ):
                 with self._lock:
                     self._open |= {client, server}
                 ready.register(client, selectors.EVENT_READ, (server, "num_sent"))

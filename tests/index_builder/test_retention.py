@@ -97,7 +97,9 @@ def test_only_a_store_with_a_sound_pointer_is_pruned(store_url, fill, built_bund
     store, ids = fill(store_url, built_bundles)
     with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
         prune(store, keep=0, younger_than=timedelta(0))
-    with pytest.raises(ValueError, match="20200101T000000Z-00000000 is to be kept, but store .* does not hold"):
+    with pytest.raises(
+        ValueError, match="20200101T000000Z-00000000 is to be kept, but store .* does not hold"
+    ):
         prune(store, **AT_ONCE, protected=["20200101T000000Z-00000000"])
     file_system, root = fsspec.core.url_to_fs(store_url)
     file_system.pipe_file(f"{root}/CURRENT", b"damaged\n")
