@@ -1,4 +1,4 @@
-"""`t2diff-index`: build, verify, list, publish and roll back bundles; measure kinds of index.
+"""`t2diff-index`: build, verify, list, publish, roll back and prune bundles; measure kinds of index.
 
 Results go to standard output, progress and messages to standard error. Exit status 0: done; 2: refused,
 with one line that says why; 3: a gate refused a bundle; 1: the machine failed (disk full, no permission).
@@ -25,6 +25,7 @@ from rich.progress import (
 from index_builder.bench_command import bench
 from index_builder.check_command import check
 from index_builder.delta_commands import add_items, delete_items, show_delta, try_new_items, undelete_items
+from index_builder.prune_command import prune
 from index_builder.publish import BundleSummary, Store
 
 # Building and verifying need torch and FAISS, seconds to import: those imports stand inside the commands,
@@ -172,6 +173,7 @@ app.command("delete-items")(delete_items)
 app.command("undelete-items")(undelete_items)
 app.command("delta")(show_delta)
 app.command("try-new-items", hidden=True)(try_new_items)
+app.command()(prune)
 app.command()(bench)
 app.command()(check)
 

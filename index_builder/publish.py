@@ -6,7 +6,7 @@ the pointer last, so that a kill at any moment leaves the pointer on a complete 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 
 from index_builder.bundle_files import BUNDLE_ID, MANIFEST, BundleError, check_bundle, parse_manifest
 from index_builder.pointer import read_pointer, write_pointer
-from index_builder.storage import StoreError, open_storage
+from index_builder.storage import ConflictError, StoreError, open_storage
+
+_MAX_ATTEMPTS = 10  # to move a pointer that other publishers move too
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,13 @@ class Store:
     def publish(self, bundle_id: str) -> None:
         """Verify a bundle, then serve it. Publishing the served one again changes nothing."""
         self.check(bundle_id)
-        with self._storage.lock():
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
-                history = read_pointer(self._storage)
-            except BundleError:
-                history = []  # damaged: this publication writes it anew
-            if history[:1] != [bundle_id]:
-                write_pointer(self._storage, [bundle_id, *history])
+                self._publish(bundle_id)
+                return
+            except ConflictError:
+                if attempt == _MAX_ATTEMPTS:
+                    raise
 
     def rollback(self, to: str | None = None) -> str:
         """Serve the bundle published before the served one, or `to`, an earlier one; returns its id.
@@ -113,6 +115,46 @@ class Store:
     def add(self, folder: Path) -> None:
         """Put a sealed bundle from a staging folder, named by its id, into the store."""
         self._storage.add(folder, folder.name)
+
+    def remove(self, bundle_ids: Collection[str]) -> list[str]:
+        """Remove bundles that are neither served nor the one before; returns those that are in use.
+
+        They leave the history first. Object storage cannot keep a publication out meanwhile: let the job
+        that publishes prune as well.
+        """
+        self._require()
+        busy = []
+        with self._storage.lock():
+            history = read_pointer(self._storage)
+            going = [bundle_id for bundle_id in bundle_ids if bundle_id not in history[:2]]
+            remaining = [bundle_id for bundle_id in history if bundle_id not in going]
+            if remaining != history:
+                write_pointer(self._storage, remaining)
+            for bundle_id in going:
+                served = bundle_id in read_pointer(self._storage)[:2]  # published since, where no lock helps
+                if served or not self._storage.remove(bundle_id):
+                    busy.append(bundle_id)
+        return busy
+
+    def leftovers(self, min_age_s: float) -> list[str]:
+        """What killed processes left in the store at least that long ago. Raises StoreError: no store."""
+        self._require()
+        return self._storage.leftovers(min_age_s)
+
+    def remove_leftover(self, name: str) -> None:
+        """Remove one of `leftovers`."""
+        self._storage.remove_leftover(name)
+
+    def _publish(self, bundle_id: str) -> None:
+        with self._storage.lock():
+            try:
+                history = read_pointer(self._storage)
+            except BundleError:
+                history = []  # damaged: this publication writes it anew
+            if bundle_id not in self._storage.folder_names():
+                raise StoreError(f"bundle {bundle_id!r} was removed from store {self.url} meanwhile")
+            if history[:1] != [bundle_id]:
+                write_pointer(self._storage, [bundle_id, *history])
 
     def _summarise(self, bundle_id: str, history: list[str]) -> BundleSummary:
         published = history.index(bundle_id) if bundle_id in history else None

@@ -84,11 +84,11 @@ def built_bundles(make_checkpoint, tmp_path_factory) -> list[Path]:
     return [Path(store.bundle_url(build_bundle(make_checkpoint(seed), store))) for seed in range(4)]
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store_url(request, tmp_path) -> Iterator[str]:
-    """Where an empty store may be made: on disk, or in an in-memory object store."""
-    if request.param == "local":
-        yield str(tmp_path / "store")
+    """Where an empty store may be made: on disk, in an in-memory object store, in a real one over HTTP."""
+    if request.param != "memory":
+        yield str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3_url")
         return
     yield "memory://bucket/store"
     memory = fsspec.filesystem("memory")

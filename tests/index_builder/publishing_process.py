@@ -36,7 +36,7 @@ def main(bundle: Path, store: Path, out: Path) -> None:
 
 
 def kill_before(number: int, *, under: str) -> None:
-    """SIGKILL this process before its `number`-th operation on a path below `under` or on an open file."""
+    """SIGKILL this process before its `number`-th operation on a path below `under`, on an open file or removing one."""
     seen = 0
 
     def count() -> None:
@@ -46,9 +46,8 @@ def kill_before(number: int, *, under: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, arguments: tuple) -> None:
-        if event.split(".")[0] in ("open", "os", "shutil") and any(
-            isinstance(argument, str | Path) and str(argument).startswith(under) for argument in arguments
-        ):
+        inside = any(isinstance(name, str | Path) and str(name).startswith(under) for name in arguments)
+        if (event.split(".")[0] in ("open", "os", "shutil") and inside) or event in ("os.remove", "os.rmdir"):
             count()
 
     def profile(frame: object, event: str, function: object) -> None:

@@ -226,3 +226,18 @@ def test_a_real_build_killed_while_writing_leaves_a_complete_bundle_served(build
     _, second = build()  # the next one succeeds and tidies up
     assert Store(store).current() == second
     assert not list(store.glob(".staging-*"))
+
+
+def test_prune_says_what_it_does(index, build, tmp_path):
+    store, oldest = build()
+    for _ in range(2):
+        build()
+    arguments = ("prune", store, "--keep", 1, "--younger-than", "0d")
+    planned = f"would remove {oldest}\nkept 2, would remove 1 and 0 leftovers\n"
+    assert index(*arguments, "--dry-run") == (0, planned, "")
+    status, out, _ = index(*arguments, "--protect", oldest)
+    assert (status, out) == (0, "kept 3, removed 0 and 0 leftovers\n")
+    assert index(*arguments)[1] == f"removed {oldest}\nkept 2, removed 1 and 0 leftovers\n"
+    status, _, error = index("prune", store, "--keep", 1, "--younger-than", "two weeks")
+    assert (status, error) == (2, "error: an age is a number and d, h or m, such as 14d; got 'two weeks'\n")
+    assert index("prune", tmp_path / "none", "--keep", 1, "--younger-than", "0d")[0] == 2

@@ -1,0 +1,51 @@
+"""An S3-compatible server for every folder's tests: a process of its own, over real sockets."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.s3_server import Connection, S3Server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One server, started for the first test that asks for it."""
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def connect(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """connect(endpoint): from now on `s3://` means that endpoint, here and in processes started from here."""
+    import s3fs
+
+    def use(endpoint: str) -> None:
+        for name, value in s3_server.environment(endpoint).items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # clients keep the endpoint that they were made with
+
+    use(s3_server.url)
+    yield use
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3_url(connect: Callable[[str], None]) -> str:
+    """The URL of an empty store in a bucket of its own."""
+    import s3fs
+
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    s3fs.S3FileSystem().mkdir(bucket)
+    return f"s3://{bucket}/nightly/store"
+
+
+@pytest.fixture
+def connection(s3_server: S3Server, s3_url: str, connect: Callable[[str], None]) -> Iterator[Connection]:
+    """`s3://` through a connection that a test can watch and cut."""
+    with Connection(s3_server.port) as connection:
+        connect(connection.url)
+        yield connection
