@@ -35,6 +35,10 @@ __all__ = ["FAISS_VERSION", "KINDS", "AnnIndex", "build_index", "num_gpus", "set
 _MAX_VALUE = 1e15  # an inverted file trained on squares that overflow crashes the process
 _WIDEN_BY = 4
 _MAX_OVERFETCH = 1_024  # more exclusions than this are masked, where the engine can mask
+_SMALL, _TOGETHER = 16_384, 8
+"""Up to so many items, for so many queries at once, one matrix product with the exclusions masked in it beats
+FAISS's exhaustive search: 41 against 74 us a query of 32, 103 against 111 of 8, but 205 against 183 for one
+alone (3,706 items, exclusions of 50, one core, each right after the user tower)."""
 _TUNED_TOP_K = 100
 """What `width` is tuned for. The width needed grew with the third root of K: 88 lists for 100 results, 192
 for 1,000, 240 for 2,000 (100K items like trained ones, overlap 0.99). Excluded rows count as results."""
@@ -102,6 +106,8 @@ class AnnIndex:
         self.embeddings = embeddings
         self._items = torch.from_numpy(embeddings)  # the same memory
         self._torch = TorchSearch(embeddings, metric, self.device) if kind == "torch" else None
+        small = kind == "flat" and metric == "inner_product" and self.num_items <= _SMALL
+        self._product = TorchSearch(embeddings, metric) if small and self.device == "cpu" else None
         self._searcher = self._make_searcher()
 
     def search(
@@ -121,13 +127,13 @@ class AnnIndex:
         queries = self._checked_queries(queries)
         wanted = _checked_top_k(top_k, len(queries))  # (B,)
         excluded = Exclusions(exclude, len(queries), self.num_items)
+        product = self._product if self._torch is None and len(queries) >= _TOGETHER else self._torch
+        if product is not None:
+            scores, rows = product.search(queries, int(wanted.max(initial=0)), excluded)
+            unasked = np.arange(scores.shape[1]) >= wanted[:, None]  # (B, K)
+            scores[unasked], rows[unasked] = -np.inf, -1
+            return scores, rows
         answer = Answer(wanted)
-        if self._torch is not None:
-            out = [excluded.of(member) for member in range(len(queries))]
-            scores, rows = self._torch.search(queries, int(wanted.max(initial=0)), out)
-            for member in range(len(queries)):
-                answer.put(member, scores[member], rows[member])
-            return answer.scores, answer.rows
         for group in self._plan(wanted, excluded):
             short = group.members
             if group.fetch <= self._searcher.max_fetch:

@@ -80,9 +80,12 @@ class Exclusions:
 
     def of(self, member: int) -> np.ndarray:
         """(E,) the excluded rows of one query, sorted and distinct."""
-        first = member * self._num_items
-        start, end = np.searchsorted(self._keys, [first, first + self._num_items])
-        return self._keys[start:end] - first
+        return self.places(member, member + 1)
+
+    def places(self, first: int, last: int) -> np.ndarray:
+        """(E,) where the excluded rows of queries first .. last - 1 stand in an array of all their scores."""
+        start, end = np.searchsorted(self._keys, [first * self._num_items, last * self._num_items])
+        return self._keys[start:end] - first * self._num_items
 
     def allowed(self, members: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Which results may be returned.   members: (b,)   rows: (b, F)   -> (b, F) bool"""

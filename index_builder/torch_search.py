@@ -27,13 +27,10 @@ class TorchSearch:
         self._items = torch.from_numpy(embeddings).to(device)  # (M, D)
         self._max_scores = _MAX_SCORES if device == "cpu" else _MAX_SCORES_GPU
 
-    def search(
-        self, queries: np.ndarray, top_k: int, excluded: Sequence[np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, top_k: int, excluded: Exclusions) -> tuple[np.ndarray, np.ndarray]:
         """The best `top_k` rows of each query that are not excluded, best first.
 
-        queries: (B, D)   excluded: per query distinct rows   -> scores (B, K), rows (B, K); row -1 with
-        score -inf where fewer are left
+        queries: (B, D)   -> scores (B, K), rows (B, K); row -1 with score -inf where fewer are left
         """
         num_items = len(self._items)
         group = max(1, self._max_scores // num_items)
@@ -42,26 +39,40 @@ class TorchSearch:
         with torch.inference_mode():
             for start in range(0, len(queries), group):
                 members = slice(start, start + group)
-                best, found = self._search_group(queries[members], min(top_k, num_items), excluded[members])
+                out = excluded.places(start, start + group)
+                best, found = self._search_group(queries[members], min(top_k, num_items), out)
                 scores[members, : best.shape[1]], rows[members, : best.shape[1]] = best, found
         rows[scores == -np.inf] = -1
         return scores, rows
 
     def _search_group(
-        self, queries: np.ndarray, top_k: int, excluded: Sequence[np.ndarray]
+        self, queries: np.ndarray, top_k: int, excluded: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
+        """excluded: places in the group's scores, row after row"""
         scores = self._scores(torch.from_numpy(queries).to(self.device))  # (B, M)
-        for member, out in enumerate(excluded):
-            if len(out):
-                scores[member, torch.from_numpy(out).to(self.device)] = -torch.inf
+        if self.device == "cpu":
+            scores_there = scores.numpy()
+            if not np.isfinite(scores_there).all():
+                np.nan_to_num(scores_there, copy=False, nan=-MAX_SCORE, posinf=MAX_SCORE, neginf=-MAX_SCORE)
+            scores_there.reshape(-1)[excluded] = -np.inf
+            return _best(scores_there, top_k)
+        scores.nan_to_num_(nan=-MAX_SCORE, posinf=MAX_SCORE, neginf=-MAX_SCORE)
+        scores.view(-1)[torch.from_numpy(excluded).to(self.device)] = -torch.inf
         best, rows = scores.topk(top_k, dim=1)
         return best.cpu().numpy(), rows.cpu().numpy()
 
     def _scores(self, users: torch.Tensor) -> torch.Tensor:
-        """(B, D) -> (B, M), finite"""
+        """(B, D) -> (B, M)"""
         if self.metric == "inner_product":
-            scores = users @ self._items.T
-        else:
-            # not |x|² - 2x·u + |u|², which cancels where items are near
-            scores = -torch.cdist(users, self._items, compute_mode="donot_use_mm_for_euclid_dist").square_()
-        return scores.nan_to_num_(nan=-MAX_SCORE, posinf=MAX_SCORE, neginf=-MAX_SCORE)
+            return users @ self._items.T
+        # not |x|² - 2x·u + |u|², which cancels where items are near
+        return -torch.cdist(users, self._items, compute_mode="donot_use_mm_for_euclid_dist").square_()
+
+
+def _best(scores: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """torch's topk in a third of its time.   (B, M) -> (B, K), (B, K)"""
+    some = scores.shape[1] - top_k
+    rows = np.argpartition(scores, some, axis=1)[:, some:]
+    best = np.take_along_axis(scores, rows, axis=1)
+    order = np.argsort(-best, axis=1)
+    return np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)

@@ -86,7 +86,7 @@ class SequenceBatch:
 
 
 class PaddedSequences(NamedTuple):
-    """The arrays of a `SequenceBatch` without targets: native code needs no tensors, whose making costs most.
+    """The arrays of a `SequenceBatch` without targets: native code needs no tensors, and they cost more.
 
     item_index: (B, N) int64   timestamp: (B, N) int64   length: (B,) int64   request_time: (B,) int64
     """
@@ -110,7 +110,7 @@ def collate(sequences: Collection[Sequence], *, max_length: int) -> SequenceBatc
 
 
 def pad(sequences: Collection[Sequence], *, max_length: int) -> PaddedSequences:
-    """`collate` without tensors."""
+    """`collate` into arrays instead of tensors."""
     if not sequences:
         raise ValueError("collate needs at least one sequence, got none")
     lengths = [min(len(sequence.item_index), max_length) for sequence in sequences]

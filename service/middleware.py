@@ -157,7 +157,7 @@ def _request_id(given: bytes | None) -> str:
 
 
 class _RandomIds:
-    """Random ids of 128 bits. The system is asked for many at a time: asking costs more than the rest."""
+    """Random ids of 128 bits. The system is asked for many at a time, for asking costs more than the rest."""
 
     _AT_ONCE = 256
 

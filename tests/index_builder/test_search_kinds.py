@@ -13,6 +13,7 @@ from index_builder.faiss_library import faiss
 from index_builder.index_choice import CPU, CUDA, choose_kind
 from index_builder.inverted_lists import extended_queries
 from index_builder.overlap import ann_overlap, tune
+from index_builder.search_groups import Exclusions
 from index_builder.torch_search import TorchSearch
 from model.two_tower import Metric
 
@@ -132,12 +133,40 @@ def test_a_matrix_product_equals_exact_search_in_groups_of_any_size(vectors, met
     excluded = [np.sort(rng.permutation(700)[:count]) for count in (0, 5, 695, 700, 1, 0, 650, 10, 699)]
     for max_scores in (1, 2_000, 1 << 20):
         monkeypatch.setattr(torch_search, "_MAX_SCORES", max_scores)
-        scores, rows = TorchSearch(items, metric).search(users, 20, excluded)
+        scores, rows = TorchSearch(items, metric).search(users, 20, Exclusions(excluded, 9, 700))
         for user, out, best, found in zip(users, excluded, scores, rows, strict=True):
             expected, expected_rows = search_exactly(items, user, metric, top_k=20, excluded=out)
             np.testing.assert_allclose(best[: len(expected)], expected, rtol=1e-4, atol=1e-5)
             assert set(found[: len(expected)].tolist()) == set(expected_rows.tolist())
             assert (found[len(expected) :] == -1).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_queries_of_a_small_flat_index_get_what_each_gets_alone(vectors, metric):
+    items, users = vectors[0][:900], vectors[1][:40]
+    rng = np.random.default_rng(0)
+    index = build_index(items, kind="flat", metric=metric)
+    wanted = rng.integers(1, 60, 40)
+    exclude = [None, *(rng.integers(-5, 910, count) for count in rng.choice([0, 3, 50, 870, 3_000], 39))]
+    scores, rows = index.search(users, wanted.tolist(), exclude)
+    assert scores.shape == rows.shape == (40, wanted.max())
+    for member, count in enumerate(wanted.tolist()):
+        alone = index.search(users[member : member + 1], count, [exclude[member]])
+        np.testing.assert_array_equal(rows[member, :count], alone[1][0])
+        np.testing.assert_allclose(scores[member, :count], alone[0][0], rtol=1e-4)
+        assert (rows[member, count:] == -1).all()
+        assert np.isneginf(scores[member, count:]).all()
+
+
+def test_a_matrix_product_that_overflows_gives_finite_scores_and_every_row_once():
+    items = np.full((300, 8), 1e14, dtype=np.float32)
+    items[::2] *= -1
+    index = build_index(items, kind="flat")
+    users = np.full((10, 8), 3e38, dtype=np.float32)
+    users[1::2, ::2] *= -1  # inf - inf
+    scores, rows = index.search(users, 299, [np.array([7])] * 10)
+    assert np.isfinite(scores).all()
+    assert all(sorted(found) == [row for row in range(300) if row != 7] for found in rows.tolist())
 
 
 def test_a_query_of_any_length_is_scaled_and_its_scores_scaled_back():
