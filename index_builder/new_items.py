@@ -90,7 +90,8 @@ def embed_new_items(items: Iterable[NewItem], bundle: Bundle) -> tuple[list[str]
         space = space or bundle_space(bundle)
         rows = np.array([served_row(bundle, name) for name in item.similar], dtype=np.int64)
         weights = np.array(list(item.similar.values()), dtype=np.float64)
-        by_features = bundle.features and bundle.features.direction(item.features)
+        known = bundle.features
+        by_features = None if known is None else known.direction(item.features)
         embedding = embed_new_item(space, rows[rows >= 0], weights[rows >= 0], by_features)
         if embedding is not None:
             item_ids.append(item.item_id)
