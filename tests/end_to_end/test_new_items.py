@@ -174,6 +174,7 @@ def test_a_bad_delta_is_refused_logged_and_counted_while_the_old_one_stays(follo
             "not refused",
         )
         time.sleep(1)  # some more looks at it
+        assert follower.served.metric("t2diff_delta_loads_total", outcome="refused") == refused + 1
         assert follower.model["delta"]["version"] == good.version
         assert gone not in follower.recall(exclude_seen=False)
         answer = follower.admin("POST", "/admin/reload")
