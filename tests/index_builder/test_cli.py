@@ -188,7 +188,7 @@ def test_wrong_usage_is_status_2_without_a_traceback(index, arguments):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["build"], ["verify"], ["list"], ["publish"], ["rollback"], ["bench"]]
+    "command", [[], ["build"], ["verify"], ["list"], ["publish"], ["rollback"], ["bench"], ["check"]]
 )
 def test_help_reads_well(index, command):
     status, out, err = index(*command, "--help")

@@ -15,7 +15,7 @@ from index_builder import cli, fresh_process
 from index_builder.bundle import Bundle, load_bundle
 from index_builder.bundle_files import CANARY, MANIFEST, check_bundle, read_manifest, seal
 from index_builder.fresh_process import check_in_fresh_process
-from index_builder.gate_answers import ANSWER_GATES, Answers, check_drops, check_lists, check_popular
+from index_builder.gate_answers import ANSWER_GATES, check_drops, check_lists, check_popular
 from index_builder.gate_embeddings import (
     check_catalogue,
     check_item_embeddings,
@@ -25,6 +25,7 @@ from index_builder.gate_embeddings import (
 )
 from index_builder.gate_limits import GateLimits
 from index_builder.gates import gate_bundle, refused, run_gates, seal_with_checks
+from index_builder.newest_day_answers import Answers
 from index_builder.publish import Store
 from index_builder.quality import Check
 
