@@ -35,15 +35,23 @@ def generate_bundle(
     report: Callable[[str], None] = lambda stage: None,
 ) -> str:
     """Build a bundle of `num_items` generated items in `store`, unpublished; returns its id."""
+    report("generating")
+    checkpoint = generate_checkpoint(num_items=num_items, dim=dim, seed=seed)
+    return build_bundle(
+        checkpoint, store, index_kind=index_kind, target_overlap=target_overlap, report=report
+    )
+
+
+def generate_checkpoint(*, num_items: int, dim: int = 64, seed: int = 0) -> Checkpoint:
+    """The checkpoint of such a bundle."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     config = {"embedding_dim": dim}
-    report("generating")
     model = build_model("t2diff", config, num_items).eval()
     table = model.get_parameter("item_table.weight")
     with torch.no_grad():
         table[1:] = torch.from_numpy(generate_embeddings(num_items, dim, num_users=1, seed=seed)[0])
-    checkpoint = Checkpoint(
+    return Checkpoint(
         model=model,
         model_name="t2diff",
         model_config=config,
@@ -53,9 +61,6 @@ def generate_bundle(
         metrics={},
         dataset_id=f"generated-{num_items}-{dim}-{seed}",
         seed=seed,
-    )
-    return build_bundle(
-        checkpoint, store, index_kind=index_kind, target_overlap=target_overlap, report=report
     )
 
 
