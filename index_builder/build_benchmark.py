@@ -2,8 +2,8 @@
 
 Every build is a fresh process that reads a checkpoint from disk. Its memory is of two sorts. Anonymous
 memory must be there; pages of mapped files (the checkpoint's weights, the finished bundle when it is read
-back) are a cache that the system drops when it needs room. The former is looked at twenty times a second; the peak of
-their sum is what the system itself recorded (`VmHWM`).
+back) are a cache that the system drops when it needs room. The former is looked at twenty times a second;
+the peak of their sum is what the system itself recorded (`VmHWM`).
 """
 
 from __future__ import annotations

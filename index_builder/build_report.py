@@ -58,7 +58,7 @@ def render(costs: Sequence[BuildCost], *, dim: int, load: float) -> str:
         f"Each row: one build in a fresh process, one thread, one run, T2Diff of d = {dim} with generated "
         "embeddings, read from a checkpoint on disk. Index: the index file and the item embeddings where it "
         "searches them. Peak: `VmHWM`, of libraries, anonymous memory and pages of mapped files together "
-        "(the system may drop the latter; the checkpoint's weights and the bundle that is read back are such). "
+        "(the system may drop the latter: the checkpoint's weights and the bundle that is read back). "
         f"Asked for: peak within {allowance:g} GiB over the index.",
         "",
         "Seconds by stage (CPU), and the peak of anonymous memory in it:",
