@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch.overrides import TorchFunctionMode
 
 from index_builder import bundle_files
 from index_builder.ann import AnnIndex
@@ -33,6 +32,7 @@ from index_builder.pointer import read_pointer
 from index_builder.storage import StoreError, open_storage
 from model.registry import build_model
 from model.two_tower import TwoTower
+from model.unfilled import Unfilled
 
 
 @dataclass(frozen=True)
@@ -183,23 +183,10 @@ def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) 
 def _read_model(
     weights: dict[str, torch.Tensor], spec: dict[str, Any], num_items: int, device: str
 ) -> TwoTower:
-    with _Unfilled():
+    with Unfilled():
         model = build_model(spec["name"], spec["config"], num_items)
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False).to(device)
-
-
-class _Unfilled(TorchFunctionMode):
-    """New parameters keep whatever memory holds: mapped weights take their place, and random numbers for
-    ten million items would cost seconds and gigabytes first."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        fills = getattr(function, "__module__", None) == "torch.nn.init"
-        if fills or function in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            return args[0] if args else (kwargs or {})["tensor"]
-        return function(*args, **(kwargs or {}))
 
 
 @contextmanager

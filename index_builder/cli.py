@@ -188,6 +188,24 @@ def nightly(context: typer.Context) -> None:
     command(context.args)
 
 
+@app.command("bench-build", hidden=True)
+def bench_build(
+    items: Annotated[str, typer.Option(help="Numbers of generated items, separated by commas.")] = (
+        "1000000,10000000"
+    ),
+    kinds: Annotated[str, typer.Option(help="Kinds of index, by commas; auto as for build.")] = "flat,auto",
+    dim: Annotated[int, typer.Option(min=4, help="Dimensions of the embeddings.")] = 64,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to build; it needs three times the largest bundle's size.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write a dated report there.")] = None,
+) -> None:
+    """Build generated bundles in fresh processes and report their memory and time."""
+    from index_builder.build_report import bench_build
+
+    bench_build(items, kinds, dim=dim, folder=folder, out=out)
+
+
 @app.command(hidden=True)
 def generate(
     items: Annotated[int, typer.Argument(min=1, help="Number of items.")],
@@ -232,12 +250,13 @@ def _fail(error: Exception, *, status: int) -> None:
 def _read_checkpoint(path: Path, device: str) -> Any:
     import torch
 
-    from model.checkpoint import load_checkpoint
+    from model.checkpoint import load_checkpoint, map_checkpoint
 
-    if not device.startswith("cuda") or torch.cuda.is_available():
+    if device.startswith("cuda") and torch.cuda.is_available():
         return load_checkpoint(path, device)
-    print("warning: torch sees no GPU, the model runs on the CPU", file=sys.stderr)
-    return load_checkpoint(path)
+    if device.startswith("cuda"):
+        print("warning: torch sees no GPU, the model runs on the CPU", file=sys.stderr)
+    return map_checkpoint(path)
 
 
 def _set_threads(count: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from collections.abc import Sequence as Collection
 
@@ -14,12 +16,38 @@ from model.noise import request_key
 from model.two_tower import TwoTower
 
 _BATCH_SIZE = 64
+_BLOCK_ROWS = 65_536
 
 
 def embed_items(model: TwoTower) -> np.ndarray:
-    """The item tower's output on the host.   -> (M, D) float32, row m is item index m + 1"""
+    """The item tower's output on the host.   -> (M, D) float32, row m is item index m + 1
+
+    Where it is a table of the model already, those rows themselves. What must be computed is, block by block,
+    into a mapped temporary file without a name. Raises OSError when there is no room for it.
+    """
     with torch.inference_mode():
-        return np.ascontiguousarray(model.item_embeddings().float().cpu().numpy())
+        if _is_table(model):
+            return np.ascontiguousarray(model.item_embeddings().numpy())
+        embeddings = _mapped_array(model.num_items, model.item_embedding_rows(0, 1).shape[1])
+        for start in range(0, model.num_items, _BLOCK_ROWS):
+            rows = slice(start, min(start + _BLOCK_ROWS, model.num_items))
+            embeddings[rows] = model.item_embedding_rows(rows.start, rows.stop).float().cpu().numpy()
+        return embeddings
+
+
+def _is_table(model: TwoTower) -> bool:
+    """Whether the item embeddings are rows of a weight in the host's memory, as they are."""
+    rows = model.item_embedding_rows(0, 1)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.state_dict().values()}
+    on_host = rows.device.type == "cpu" and rows.dtype == torch.float32
+    return on_host and rows.untyped_storage().data_ptr() in weights
+
+
+def _mapped_array(num_rows: int, dim: int) -> np.ndarray:
+    """(M, D) float32 in a file that vanishes with the array; its room on disk is taken now."""
+    with tempfile.TemporaryFile(prefix="t2diff-embeddings-") as file:
+        os.posix_fallocate(file.fileno(), 0, num_rows * dim * 4)  # a full disk later would kill the process
+        return np.asarray(np.memmap(file, np.float32, "r+", shape=(num_rows, dim)))
 
 
 def embed_prefixes(model: TwoTower, sequences: Collection[Sequence], *, max_queries: int = 256) -> np.ndarray:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from index_builder.mapped_tensors import map_tensors, write_tensors
 
 _TENSOR = "item_embeddings"
+_BLOCK_ROWS = 65_536
 
 
 def write_item_embeddings(path: Path, embeddings: np.ndarray, weights: Mapping[str, torch.Tensor]) -> None:
@@ -27,10 +28,20 @@ def write_item_embeddings(path: Path, embeddings: np.ndarray, weights: Mapping[s
             if first_row < 0 or len(weight) > len(embeddings) + 1:
                 continue
             rows = weight[first_row : first_row + len(embeddings)]
-            if np.array_equal(rows.detach().cpu().numpy(), embeddings):
+            if _are_equal(rows.detach(), embeddings):
                 write_tensors(path, {}, {"tensor": name, "first_row": str(first_row)})
                 return
     write_tensors(path, {_TENSOR: embeddings})
+
+
+def _are_equal(rows: torch.Tensor, embeddings: np.ndarray) -> bool:
+    """Block by block: nothing of their size is made, and the first difference ends it."""
+    return all(
+        np.array_equal(
+            rows[start : start + _BLOCK_ROWS].cpu().numpy(), embeddings[start : start + _BLOCK_ROWS]
+        )
+        for start in range(0, len(embeddings), _BLOCK_ROWS)
+    )
 
 
 def map_item_embeddings(path: Path, weights: Mapping[str, torch.Tensor], num_items: int) -> np.ndarray:

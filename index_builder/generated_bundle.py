@@ -39,15 +39,25 @@ def generate_bundle(
 
     item_prefix: of the item ids, so that bundles can be told apart by what they answer
     """
+    report("generating")
+    checkpoint = generate_checkpoint(num_items=num_items, dim=dim, seed=seed, item_prefix=item_prefix)
+    return build_bundle(
+        checkpoint, store, index_kind=index_kind, target_overlap=target_overlap, report=report
+    )
+
+
+def generate_checkpoint(
+    *, num_items: int, dim: int = 64, seed: int = 0, item_prefix: str = "item"
+) -> Checkpoint:
+    """The checkpoint of such a bundle."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     config = {"embedding_dim": dim}
-    report("generating")
     model = build_model("t2diff", config, num_items).eval()
     table = model.get_parameter("item_table.weight")
     with torch.no_grad():
         table[1:] = torch.from_numpy(generate_embeddings(num_items, dim, num_users=1, seed=seed)[0])
-    checkpoint = Checkpoint(
+    return Checkpoint(
         model=model,
         model_name="t2diff",
         model_config=config,
@@ -57,9 +67,6 @@ def generate_bundle(
         metrics={},
         dataset_id=f"generated-{num_items}-{dim}-{seed}",
         seed=seed,
-    )
-    return build_bundle(
-        checkpoint, store, index_kind=index_kind, target_overlap=target_overlap, report=report
     )
 
 

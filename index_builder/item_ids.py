@@ -16,26 +16,36 @@ import numpy as np
 
 from index_builder.mapped_tensors import map_tensors, write_tensors
 
+_BLOCK_ROWS = 65_536
 MAX_DICT_ITEMS = 200_000
 """Up to this many a plain dict is cheap enough, and six times as fast to ask."""
 
 
 def write_item_ids(path: Path, item_ids: Sequence[str]) -> None:
     """Write distinct item ids in their order. Raises ValueError when one occurs twice or is no text."""
-    if len(set(item_ids)) != len(item_ids) or not all(isinstance(item_id, str) for item_id in item_ids):
-        raise ValueError("item ids must be distinct strings")
-    keys = [item_id.encode() for item_id in item_ids]
-    text, offset = text_arrays(keys)
-    bucket = np.fromiter(map(zlib.crc32, keys), np.uint32, len(keys)) & np.uint32(_num_buckets(len(keys)) - 1)
+    text, length, crc = bytearray(), [], []
+    for start in range(0, len(item_ids), _BLOCK_ROWS):
+        block = item_ids[start : start + _BLOCK_ROWS]
+        if not all(isinstance(item_id, str) for item_id in block):
+            raise ValueError("item ids must be distinct strings")
+        keys = [item_id.encode() for item_id in block]
+        text += b"".join(keys)
+        length.append(np.fromiter(map(len, keys), np.int64, len(keys)))
+        crc.append(np.fromiter(map(zlib.crc32, keys), np.uint32, len(keys)))
+    checksum = np.concatenate(crc)  # (M,)
+    _check_distinct(item_ids, checksum)
+    offset = np.zeros(len(item_ids) + 1, dtype=np.int64)
+    np.cumsum(np.concatenate(length), out=offset[1:])
+    bucket = checksum & np.uint32(_num_buckets(len(item_ids)) - 1)
     row = np.argsort(bucket, kind="stable").astype(np.uint32)
-    start = np.searchsorted(bucket[row], np.arange(_num_buckets(len(keys)) + 1, dtype=np.int64))
+    bucket_start = np.searchsorted(bucket[row], np.arange(_num_buckets(len(item_ids)) + 1, dtype=np.int64))
     write_tensors(
         path,
         {
-            "text": text,
+            "text": np.frombuffer(text, dtype=np.uint8),
             "offset": offset,  # (M + 1,) key m is text[offset[m] : offset[m + 1]]
             "bucket_row": row,  # (M,) rows, bucket by bucket
-            "bucket_start": start.astype(np.uint32),  # where in them each bucket begins
+            "bucket_start": bucket_start.astype(np.uint32),  # where in them each bucket begins
         },
     )
 
@@ -45,6 +55,16 @@ def text_arrays(keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     offset = np.zeros(len(keys) + 1, dtype=np.int64)
     np.cumsum(np.fromiter(map(len, keys), np.int64, len(keys)), out=offset[1:])
     return np.frombuffer(b"".join(keys), dtype=np.uint8), offset
+
+
+def _check_distinct(item_ids: Sequence[str], checksum: np.ndarray) -> None:
+    """Only ids of one checksum are compared: a set of all would take as much as the ids.   checksum: (M,)"""
+    order = np.argsort(checksum, kind="stable")
+    ends = np.flatnonzero(np.diff(checksum[order])) + 1
+    sizes = np.diff(ends, prepend=0, append=len(order))
+    for start, size in zip((np.cumsum(sizes) - sizes)[sizes > 1], sizes[sizes > 1], strict=True):
+        if len({item_ids[row] for row in order[start : start + size]}) < size:
+            raise ValueError("item ids must be distinct strings")
 
 
 def read_item_ids(path: Path) -> tuple[ItemIds, Mapping[str, int]]:

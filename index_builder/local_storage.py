@@ -1,4 +1,4 @@
-"""Bundles in a folder on this machine or on a mounted file system: write, fsync, rename, fsync of the parent."""
+"""Bundles in a folder of this machine or a mounted file system: write, fsync, rename, fsync of the parent."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ class S3Storage(ObjectStorage):
                     ) from error
 
     def leftovers(self, min_age_s: float) -> list[str]:
-        """Also the parts of large files whose upload was killed: they cost as much as files, and never show."""
+        """Also the parts of large files whose upload was killed: they are paid for and never show."""
         try:
             uploads = self._call("list_multipart_uploads", Prefix=self._prefix).get("Uploads", [])
         except OSError:

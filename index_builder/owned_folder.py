@@ -1,4 +1,4 @@
-"""Temporary folders that outlive no owner: a lock says who is alive, so that a kill leaves nothing for good."""
+"""Temporary folders whose owner holds a lock: what a killed owner left can be told, and removed."""
 
 from __future__ import annotations
 

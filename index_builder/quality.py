@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ MIN_ANN_OVERLAP = 0.9
 MAX_ZERO_SHARE = 0.01
 MAX_NORM_RATIO = 100.0
 MAX_DUPLICATE_SHARE = 0.1
+_BLOCK_ROWS = 65_536
 
 
 class QualityError(ValueError):
@@ -89,11 +90,11 @@ def check_embeddings(
 
     max_norm_ratio: of the largest norm over the median one
     """
-    finite = np.isfinite(embeddings).all(axis=1)
+    finite = np.concatenate([np.isfinite(block).all(axis=1) for block in _blocks(embeddings)])  # (M,)
     checks = [Check("embedding_non_finite_share", float(1 - finite.mean()), at_most=0.0)]
     if not finite.all():
         return checks  # the figures below would mean nothing
-    norms = np.linalg.norm(embeddings, axis=1)
+    norms = np.concatenate([np.linalg.norm(block, axis=1) for block in _blocks(embeddings)])  # (M,)
     present = norms[norms > 0]
     ratio = float(present.max() / np.median(present)) if len(present) else 1.0
     return [
@@ -118,9 +119,18 @@ def require(checks: Iterable[Check]) -> None:
 
 def _duplicate_share(embeddings: np.ndarray) -> float:
     """The share of items whose embedding another item has too, bit for bit, not counting one of each."""
-    bits = np.ascontiguousarray(embeddings, dtype=np.float32).view(np.uint32)  # (M, D)
-    weights = np.random.default_rng(0).integers(2**63, size=(bits.shape[1],), dtype=np.uint64) * 2 + 1
-    digest = np.zeros(len(bits), dtype=np.uint64)  # equal rows: equal sums modulo 2^64; others hardly ever
-    for column in range(bits.shape[1]):
-        digest += bits[:, column].astype(np.uint64) * weights[column]
-    return 1 - len(np.unique(digest)) / len(bits)
+    weights = np.random.default_rng(0).integers(2**63, size=(embeddings.shape[1],), dtype=np.uint64) * 2 + 1
+    digest = np.concatenate(  # (M,) equal rows: equal sums modulo 2^64; others hardly ever
+        [_bits(block).astype(np.uint64) @ weights for block in _blocks(embeddings)]
+    )
+    return 1 - len(np.unique(digest)) / len(digest)
+
+
+def _bits(block: np.ndarray) -> np.ndarray:
+    """float32 as the integers that have the same bits."""
+    return np.ascontiguousarray(block, dtype=np.float32).view(np.uint32)
+
+
+def _blocks(embeddings: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows, some at a time: nothing of the size of all of them is made."""
+    return (embeddings[start : start + _BLOCK_ROWS] for start in range(0, len(embeddings), _BLOCK_ROWS))

@@ -24,8 +24,8 @@ _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 class Pruned:
     """What was removed, or would be.
 
-    busy: not removed because somebody loads or published them at this moment   leftovers: of builds, uploads and removals that
-    were killed
+    busy: not removed because somebody loads or published them at this moment
+    leftovers: of builds, uploads and removals that were killed
     """
 
     removed: list[str]

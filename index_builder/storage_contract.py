@@ -12,7 +12,7 @@ class StoreError(ValueError):
 
 
 class ConflictError(StoreError):
-    """A small file that somebody else replaced between our reading and our writing it: nothing was written."""
+    """Somebody else replaced a small file between our reading and our writing it: nothing was written."""
 
 
 class Storage(ABC):

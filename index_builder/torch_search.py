@@ -6,8 +6,6 @@ form to compare with: FAISS's `flat` does the same without writing every score d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from model.batch import Sequence
 from model.registry import build_model
 from model.two_tower import TwoTower
+from model.unfilled import Unfilled
 
 FORMAT_VERSION = 1
 
@@ -84,6 +85,18 @@ def load_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
 
     Raises CheckpointError when the folder is missing, damaged or of another format.
     """
+    return _read(path, device, _filled_model)
+
+
+def map_checkpoint(path: Path) -> Checkpoint:
+    """The same on the CPU, with the weights mapped from their file: for reading a model, not for training it.
+
+    Memory then holds what is read of them, as a copy that the system may drop.
+    """
+    return _read(path, "cpu", _mapped_model)
+
+
+def _read(path: Path, device: str, read_model: Callable[[dict[str, Any], Path], TwoTower]) -> Checkpoint:
     path = Path(path)
     recover_folder(path)
     recover_folder(path / "checkpoint")
@@ -99,8 +112,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
                 f"checkpoint {path} has format_version {manifest['format_version']}, this version reads "
                 f"{FORMAT_VERSION}; train it again"
             )
-        model = build_model(manifest["model"], manifest["model_config"], manifest["num_items"])
-        model.load_state_dict(load_file(path / "model.safetensors"))
+        model = read_model(manifest, path / "model.safetensors")
         item_ids = pq.read_table(path / "item_ids.parquet")["item_id"].to_pylist()
         canary = [sequence_from_json(entry) for entry in manifest["canary"]]
     except (
@@ -126,6 +138,19 @@ def load_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
         git_commit=manifest["git_commit"],
         settings=manifest["settings"],
     )
+
+
+def _filled_model(manifest: dict[str, Any], weights: Path) -> TwoTower:
+    model = build_model(manifest["model"], manifest["model_config"], manifest["num_items"])
+    model.load_state_dict(load_file(weights))
+    return model
+
+
+def _mapped_model(manifest: dict[str, Any], weights: Path) -> TwoTower:
+    with Unfilled():
+        model = build_model(manifest["model"], manifest["model_config"], manifest["num_items"])
+    model.load_state_dict(load_file(weights), assign=True)
+    return model
 
 
 def sequence_to_json(sequence: Sequence) -> dict[str, Any]:

@@ -46,6 +46,10 @@ class TwoTower(nn.Module, ABC):
     def item_embeddings(self) -> torch.Tensor:
         """(M, D) row m belongs to item index m + 1."""
 
+    def item_embedding_rows(self, start: int, stop: int) -> torch.Tensor:
+        """(stop - start, D) some rows of `item_embeddings`; who computes them, computes no others here."""
+        return self.item_embeddings()[start:stop]
+
     @abstractmethod
     def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """The scalar loss of a batch whose `target` is set."""

@@ -56,7 +56,7 @@ class S3Server:
 class Connection:
     """Every byte between clients and the server passes here.
 
-    url, server_url: with and without it   num_sent, num_received: bytes that clients sent to it and got from it
+    url, server_url: with and without it   num_sent, num_received: bytes that clients sent and got
     """
 
     def __init__(self, port: int) -> None:

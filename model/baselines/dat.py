@@ -109,7 +109,11 @@ class DAT(DenseTower):
 
     def item_embeddings(self) -> torch.Tensor:
         """(M, D) p_v of item indices 1..M."""
-        return self.item_vectors(torch.arange(1, self.num_items + 1, device=self.recency.device))
+        return self.item_embedding_rows(0, self.num_items)
+
+    def item_embedding_rows(self, start: int, stop: int) -> torch.Tensor:
+        """(stop - start, D) p_v of item indices start + 1..stop."""
+        return self.item_vectors(torch.arange(start + 1, stop + 1, device=self.recency.device))
 
     def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """loss_p + λ_1·loss_u + λ_2·loss_v."""

@@ -86,7 +86,11 @@ class STOSA(DenseTower):
 
     def item_embeddings(self) -> torch.Tensor:
         """(M, 2D) [mean, Σ^½] of item indices 1..M."""
-        mean, raw = self.items.item_embeddings().chunk(2, dim=-1)
+        return self.item_embedding_rows(0, self.num_items)
+
+    def item_embedding_rows(self, start: int, stop: int) -> torch.Tensor:
+        """(stop - start, 2D) [mean, Σ^½] of item indices start + 1..stop."""
+        mean, raw = self.items.item_embeddings()[start:stop].chunk(2, dim=-1)
         return torch.cat([mean, deviation(raw)], dim=-1)
 
     def loss(self, user: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ def main(bundle: Path, store: Path, out: Path) -> None:
 
 
 def kill_before(number: int, *, under: str) -> None:
-    """SIGKILL this process before its `number`-th operation on a path below `under`, on an open file or removing one."""
+    """SIGKILL this process before its `number`-th operation on a path below `under` or on an open file."""
     seen = 0
 
     def count() -> None:

@@ -340,5 +340,5 @@ def test_a_damaged_remote_bundle_is_refused(remote, built, no_parsing):
         load_bundle(current_bundle(remote))
     memory.pipe_file(path, sound)
     memory.pipe_file(f"/bucket/bundles/{built.name}/more/file", b"x")
-    with pytest.raises(BundleError, match="'more' does not belong to a bundle"):
+    with pytest.raises(BundleError, match="'more/file' does not belong to a bundle"):
         load_bundle(current_bundle(remote))

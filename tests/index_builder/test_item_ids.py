@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -91,3 +93,13 @@ def test_arrays_that_do_not_fit_together_are_refused(tmp_path, name, value):
     write_tensors(tmp_path / "changed", {**arrays, name: value})
     with pytest.raises(ValueError, match="do not fit together"):
         read_item_ids(tmp_path / "changed")
+
+
+def test_different_ids_of_one_checksum_are_distinct(tmp_path):
+    assert zlib.crc32(b"plumless") == zlib.crc32(b"buckeroo")
+    write_item_ids(tmp_path / "ids", ["plumless", "other", "buckeroo"])
+    item_ids, index_of = read_item_ids(tmp_path / "ids")
+    assert list(item_ids) == ["plumless", "other", "buckeroo"]
+    assert [index_of[item_id] for item_id in item_ids] == [1, 2, 3]
+    with pytest.raises(ValueError, match="distinct"):
+        write_item_ids(tmp_path / "ids", ["plumless", "buckeroo", "plumless"])

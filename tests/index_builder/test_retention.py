@@ -98,12 +98,12 @@ def test_only_a_store_with_a_sound_pointer_is_pruned(store_url, fill, built_bund
     with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
         prune(store, keep=0, younger_than=timedelta(0))
     with pytest.raises(
-        ValueError, match="20200101T000000Z-00000000 is to be kept, but store .* does not hold"
+        ValueError, match=r"20200101T000000Z-00000000 is to be kept, but store .* does not hold"
     ):
         prune(store, **AT_ONCE, protected=["20200101T000000Z-00000000"])
     file_system, root = fsspec.core.url_to_fs(store_url)
     file_system.pipe_file(f"{root}/CURRENT", b"damaged\n")
-    with pytest.raises(BundleError, match="CURRENT of store .* is damaged"):
+    with pytest.raises(BundleError, match=r"CURRENT of store .* is damaged"):
         prune(store, **AT_ONCE)
     assert store.bundle_ids() == sorted(ids, reverse=True)
 
