@@ -42,6 +42,7 @@ def build_bundle(
     checkpoint: Checkpoint,
     store: Store,
     *,
+    rows: ItemRows = ItemRows(),
     index_kind: str = "auto",
     device: str = "cpu",
     target_overlap: float = 0.99,
@@ -49,13 +50,19 @@ def build_bundle(
 ) -> str:
     """Build a bundle, add it to `store` without publishing it, and return its id.
 
+    rows: which items of the checkpoint are served
     device: where the index is searched while it is measured   target_overlap: what an approximate index
     is tuned to, as overlap with exact search at 100   report: called with each of STAGES as it begins
     Raises ValueError for a checkpoint that cannot make a bundle, QualityError (a ValueError) for a build
     that fails a check, BundleError when the finished bundle does not read back right.
     """
     draft = draft_bundle(
-        checkpoint, index_kind=index_kind, device=device, target_overlap=target_overlap, report=report
+        checkpoint,
+        rows=rows,
+        index_kind=index_kind,
+        device=device,
+        target_overlap=target_overlap,
+        report=report,
     )
     report(STAGES[4])
     with store.staging() as staging:
@@ -105,10 +112,7 @@ def draft_bundle(
     target_overlap: float = 0.99,
     report: Callable[[str], None] = lambda stage: None,
 ) -> Draft:
-    """Embed, index, measure, record.
-
-    rows: which items of the checkpoint are served   the rest, and what is raised, as of `build_bundle`
-    """
+    """Embed, index, measure, record: the parameters, and what is raised, as of `build_bundle`."""
     _check_checkpoint(checkpoint)
     model = checkpoint.model
     report(STAGES[0])
