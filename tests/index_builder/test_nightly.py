@@ -319,6 +319,10 @@ def test_an_added_item_is_folded_in_beside_its_likes_though_nobody_consumed_it(f
     assert "added" in delta["folded"][-1]
     assert ranks_of("added", ["i2", "i3", "i4"], bundle) < ranks_of("added", ["i12", "i13", "i14"], bundle)
     assert night(SETTINGS, folder)["outcome"] == "nothing_new"  # still in the delta, but served
+    write_rows(folder / "log.csv", [*walk(range(20), days=6), ("u1", "i1", NOW - 3 * DAY)])
+    night(SETTINGS, folder)
+    bundle = served(folder)
+    assert ranks_of("added", ["i2", "i3", "i4"], bundle) < ranks_of("added", ["i12", "i13", "i14"], bundle)
 
 
 def test_a_deleted_item_is_not_served_until_it_is_consumed_later_or_taken_back(folder, delta):
