@@ -44,6 +44,7 @@ def build_bundle(
     checkpoint: Checkpoint,
     store: Store,
     *,
+    rows: ItemRows = ItemRows(),
     index_kind: str = "auto",
     device: str = "cpu",
     target_overlap: float = 0.99,
@@ -52,6 +53,7 @@ def build_bundle(
 ) -> str:
     """Build a bundle, add it to `store` without publishing it, and return its id.
 
+    rows: which items of the checkpoint are served
     device: where the index is searched while it is measured   target_overlap: what an approximate index
     is tuned to, as overlap with exact search at 100   report: called with each of STAGES as it begins
     catalogue: item id -> features, by which new items can then be placed
@@ -60,6 +62,7 @@ def build_bundle(
     """
     draft = draft_bundle(
         checkpoint,
+        rows=rows,
         index_kind=index_kind,
         device=device,
         target_overlap=target_overlap,
@@ -117,10 +120,7 @@ def draft_bundle(
     catalogue: Mapping[str, Sequence[str]] | None = None,
     report: Callable[[str], None] = lambda stage: None,
 ) -> Draft:
-    """Embed, index, measure, record.
-
-    rows: which items of the checkpoint are served   the rest, and what is raised, as of `build_bundle`
-    """
+    """Embed, index, measure, record: the parameters, and what is raised, as of `build_bundle`."""
     _check_checkpoint(checkpoint)
     model = checkpoint.model
     report(STAGES[0])

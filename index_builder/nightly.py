@@ -144,7 +144,7 @@ def _read_night(
 ) -> _Night:
     log = within(read(), until=settings.until, days=settings.history_days)
     inputs = key_of({"log": log.fingerprint, "settings": _naming(settings)})
-    pending = _of_effect(pending_items(store.url), current)
+    pending = pending_items(store.url)
     known = None if settings.from_scratch else current
     log = with_vocabulary(
         log,
@@ -169,15 +169,20 @@ def _naming(settings: NightSettings) -> dict[str, Any]:
     return asked
 
 
-def _of_effect(pending: Pending, current: Bundle | None) -> Pending:
-    """Without the additions that the current bundle serves; all deletions, for they must hold tonight too."""
+def _of_effect(night: _Night) -> dict[str, Any]:
+    """What the delta adds to the current bundle, or takes from it; what is folded in stays listed a while."""
+    current, pending = night.current, night.pending
     if current is None:
-        return pending
+        return {"added": dict(pending.similar), "deleted": []}
     index_of, rows = current.item_index_of, current.rows
-    return dataclasses.replace(
-        pending,
-        similar={i: similar for i, similar in pending.similar.items() if not rows.is_served(index_of.get(i))},
-    )
+    return {
+        "added": {
+            item_id: dict(similar)
+            for item_id, similar in pending.similar.items()
+            if not rows.is_served(index_of.get(item_id))
+        },
+        "deleted": [item_id for item_id in pending.deleted if rows.is_served(index_of.get(item_id))],
+    }
 
 
 def _built_before(night: _Night, store: Store, current: Bundle | None, key: str, work: Path) -> str | None:
@@ -189,10 +194,8 @@ def _built_before(night: _Night, store: Store, current: Bundle | None, key: str,
 
 def _holds(current: Bundle, night: _Night) -> bool:
     """Whether a bundle of tonight's inputs would hold nothing that the current one does not."""
-    index_of, rows = current.item_index_of, current.rows
-    serves_deleted = any(rows.is_served(index_of.get(item_id)) for item_id in night.pending.deleted)
     of_these = current.manifest.get("nightly", {}).get("inputs") == night.inputs
-    return of_these and not night.pending.similar and not serves_deleted
+    return of_these and not any(_of_effect(night).values())
 
 
 def _in_store(store: Store, key: str) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from index_builder.exact_search import MAX_SCORE
+from index_builder.search_groups import Exclusions
 from model.two_tower import Metric
 
 _MAX_SCORES = 1 << 25  # 128 MiB of scores at a time

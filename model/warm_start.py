@@ -79,8 +79,8 @@ def check_items_continue(item_ids: Sequence[str], start: WarmStart) -> None:
 def item_tensors(model_name: str, model_config: dict[str, Any]) -> dict[str, int]:
     """Which parameters and buffers have a row an item, and how many rows of padding come first (0 or 1).
 
-    None of a counted model, which is counted anew. Raises ValueError for a model whose tensors follow from
-    the number of items in any other way.
+    None of a counted model, which is counted anew.
+    Raises ValueError for a model whose tensors follow from the number of items in any other way.
     """
     few, more = (build_model(model_name, model_config, size) for size in _SIZES)
     padding: dict[str, int] = {}

@@ -1,20 +1,23 @@
-"""Not a test: nights that are killed by SIGKILL at one file operation after the other, then run once more.
+"""Not a test: nights that are killed by SIGKILL at one moment after the other, then run once more.
 
-usage: nightly_process.py LOG OUT EVERY OFFSET
+usage: nightly_process.py LOG OUT EVERY OFFSET RANDOM
 OUT/before holds a store with one night published. For n = OFFSET, OFFSET + EVERY, … it copies that to OUT/n
-and forks a child that runs the second night and kills itself just before its n-th file operation; the parent
-then reads the pointer and the bundle it names, and forks a child that runs the night to its end. It stops
-when a child got through unkilled, and prints a line of JSON a kill:
-[n, bundle served after the kill, bundle served after the next run, outcome of the next run]
+and forks a child that runs the second night and kills itself just before its n-th file operation, until one
+gets through unkilled; then RANDOM more are killed at random moments. After each kill the parent reads the
+pointer and the bundle it names, and forks a child that runs the night to its end. A line of JSON a kill:
+[where, bundle served after the kill, bundle served after the next run, outcome of the next run]
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,33 +31,49 @@ from tests.index_builder.publishing_process import kill_before
 from tests.index_builder.small_night import EARLIER, LATER, night
 
 
-def main(log: Path, out: Path, every: int, offset: int) -> None:
+def main(log: Path, out: Path, every: int, offset: int, num_random: int) -> None:
     torch.set_num_threads(1)
     ann.set_num_threads(1)
     before = out / "before"
     before.mkdir(parents=True)
-    in_child(lambda: night(EARLIER, before, log))
+    wait(fork(lambda: night(EARLIER, before, log)))
     for number in range(offset, 100_000, every):
-        folder = out / str(number)
-        shutil.copytree(before, folder)
 
-        def killed(number: int = number, folder: Path = folder) -> None:
+        def killed(folder: Path, number: int = number) -> None:
             kill_before(number, under=str(folder))
             night(LATER, folder, log)
 
-        status = in_child(killed)
-        after_kill = verified(folder)
-        in_child(lambda folder=folder: outcome(folder, log))
-        told = (folder / "outcome").read_text()
-        print(json.dumps([number, after_kill, verified(folder), told]), flush=True)
-        shutil.rmtree(folder)
-        if status == 0:
-            return
-        assert os.WTERMSIG(status) == signal.SIGKILL, f"point {number}: the child ended with status {status}"
+        if one_kill(before, out, log, killed, f"operation {number}") == 0:
+            break
+    moments, began = random.Random(0), time.monotonic()
+    wait(fork(lambda: night(LATER, shutil.copytree(before, out / "whole"), log)))
+    whole = time.monotonic() - began
+    for number in range(num_random):
+        after = moments.uniform(0, whole)
+        one_kill(before, out, log, lambda folder: night(LATER, folder, log), f"random {number}", after=after)
 
 
-def in_child(job) -> int:
-    """Run `job` in a fork of its own; returns the wait status."""
+def one_kill(
+    before: Path, out: Path, log: Path, job: Callable[[Path], object], where: str, after: float | None = None
+) -> int:
+    """Run `job` on a copy until it is killed, by itself or `after` seconds; check; run the night again."""
+    folder = shutil.copytree(before, out / "killed")
+    child = fork(lambda: job(folder))
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    status = wait(child)
+    after_kill = verified(folder)
+    wait(fork(lambda: (folder / "outcome").write_text(night(LATER, folder, log)["outcome"])))
+    told = (folder / "outcome").read_text()
+    print(json.dumps([where, after_kill, verified(folder), told]), flush=True)
+    shutil.rmtree(folder)
+    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, f"{where}: the child ended with {status}"
+    return status
+
+
+def fork(job: Callable[[], object]) -> int:
+    """Run `job` in a fork of its own; returns its process id."""
     child = os.fork()
     if child == 0:
         try:
@@ -63,11 +82,12 @@ def in_child(job) -> int:
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
+    return child
+
+
+def wait(child: int) -> int:
+    """The wait status of `child`."""
     return os.waitpid(child, 0)[1]
-
-
-def outcome(folder: Path, log: Path) -> None:
-    (folder / "outcome").write_text(night(LATER, folder, log)["outcome"])
 
 
 def verified(folder: Path) -> str:
@@ -83,4 +103,4 @@ def verified(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

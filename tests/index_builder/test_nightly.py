@@ -205,7 +205,7 @@ def test_another_model_keeps_the_rows_and_is_trained_from_scratch(folder):
 
 def too_fast(settings: nightly.NightSettings) -> nightly.NightSettings:
     """Trained with a learning rate at which nothing is learnt."""
-    return dataclasses.replace(settings, later=dataclasses.replace(settings.later, learning_rate=3.0))
+    return dataclasses.replace(settings, later=dataclasses.replace(settings.later, learning_rate=1.0))
 
 
 STRICT = GateLimits(max_recall_drop=-10.0)
@@ -246,12 +246,14 @@ def test_force_publishes_what_was_refused_loudly_and_on_record(folder):
 
 
 def test_a_build_from_a_mistyped_learning_rate_is_refused(folder):
-    good = dataclasses.replace(
-        EARLIER, first=dataclasses.replace(EARLIER.first, epochs=8), until=None, history_days=399.0
-    )
-    write_rows(folder / "log.csv", walk(range(20), days=6))
-    night(good, folder)
-    assert night(too_fast(SETTINGS), folder)["outcome"] == "refused"
+    write_rows(folder / "log.csv", walk(range(100), days=6, users=50))
+    first = dataclasses.replace(SETTINGS.first, epochs=4)
+    good = night(dataclasses.replace(SETTINGS, first=first), folder)
+    checks = {check["name"]: check["value"] for check in served(folder).manifest["checks"]}
+    assert checks["newest_day_recall_at_20"] > 0.5
+    bad = night(too_fast(SETTINGS), folder)
+    assert (bad["outcome"], bad["refused_by"]) == ("refused", ["newest_day_recall_ratio"])
+    assert Store(folder / "store").current() == good["bundle"]
 
 
 def test_a_model_that_cannot_be_served_is_refused_before_the_gates(folder, monkeypatch):
@@ -317,6 +319,10 @@ def test_an_added_item_is_folded_in_beside_its_likes_though_nobody_consumed_it(f
     assert "added" in delta["folded"][-1]
     assert ranks_of("added", ["i2", "i3", "i4"], bundle) < ranks_of("added", ["i12", "i13", "i14"], bundle)
     assert night(SETTINGS, folder)["outcome"] == "nothing_new"  # still in the delta, but served
+    write_rows(folder / "log.csv", [*walk(range(20), days=6), ("u1", "i1", NOW - 3 * DAY)])
+    night(SETTINGS, folder)
+    bundle = served(folder)
+    assert ranks_of("added", ["i2", "i3", "i4"], bundle) < ranks_of("added", ["i12", "i13", "i14"], bundle)
 
 
 def test_a_deleted_item_is_not_served_until_it_is_consumed_later_or_taken_back(folder, delta):

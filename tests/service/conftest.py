@@ -93,8 +93,11 @@ async def store(redis_url: str, request: pytest.FixtureRequest) -> AsyncIterator
     await store.close()
 
 
-def build_tiny(store: Store, seed: int) -> str:
-    """Build an untrained bundle over items i1..i60 and return its id; nothing is published."""
+def build_tiny(store: Store, seed: int, **built: Any) -> str:
+    """Build an untrained bundle over items i1..i60 and return its id; nothing is published.
+
+    built: further arguments of `build_bundle`
+    """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     choice = np.random.default_rng(seed)
@@ -117,7 +120,7 @@ def build_tiny(store: Store, seed: int) -> str:
         dataset_id="tiny",
         seed=seed,
     )
-    return build_bundle(checkpoint, store)
+    return build_bundle(checkpoint, store, **built)
 
 
 @pytest.fixture(scope="session")
