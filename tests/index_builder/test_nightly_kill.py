@@ -150,7 +150,7 @@ def test_the_exit_status_says_what_a_scheduler_must_do(folder):
     served = check_served(folder)
     refused = finish(folder, "--limit", "max_recall_drop=-10", expected=3)
     assert refused["outcome"] == "refused"
-    assert refused["refused_by"] == ["newest_day_recall_ratio"]
+    assert refused["refused_by"] == ["recall_at_20_drop"]
     assert check_served(folder) == served
     assert finish(folder, "--limit", "max_recall_drop=-10", expected=3)["resumed"] is True
     for flags, message in (
@@ -159,6 +159,8 @@ def test_the_exit_status_says_what_a_scheduler_must_do(folder):
         (["--history", "0"], "history must be above 0"),
         (["--until", "yesterday"], "until must be a date or time"),
         (["--limit", "nonsense=1"], "there is no gate limit 'nonsense'"),
+        (["--limits", str(folder / "nowhere.toml")], "cannot read the limits in"),
+        (["--keep-added", "-1"], "keep_added must be a number of days"),
         (["--retire-after", "0"], "retire_after must be at least 1 day"),
         (["--store", "nonsense://x"], "cannot open store"),
     ):
