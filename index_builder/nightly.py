@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,16 +19,18 @@ import numpy as np
 
 from index_builder.build import STAGES, check_finished, draft_bundle
 from index_builder.bundle import Bundle, load_bundle
-from index_builder.bundle_files import read_manifest, seal
-from index_builder.fold_in import Pending, fold, pending_items
-from index_builder.nightly_gates import GateLimits, judge, record, refused, summarise_log
+from index_builder.bundle_files import MANIFEST, read_manifest, seal
+from index_builder.fold_in import Keeping, Pending, fold, pending_items
+from index_builder.gate_limits import GateLimits
+from index_builder.gates import gate_bundle, refused, seal_with_checks
+from index_builder.log_summary import HOUR_S, of_newest_day, summarise_log
 from index_builder.nightly_run import Run, key_of
 from index_builder.publish import Store
 from index_builder.quality import Check, QualityError
 from index_builder.retirement import RetirementRule, choose_served
 from model.checkpoint import load_checkpoint
 from model.continued import same_model
-from model.data.dataset import Split
+from model.data.dataset import EvaluationSet, Split
 from model.data.interactions import Interactions
 from model.data.newest_day import newest_day_split, with_vocabulary, within
 from model.training import Progress, TrainingSettings, train
@@ -50,9 +53,24 @@ class Watcher(Protocol):
         """Something that a person should read."""
 
 
+class Gates(Protocol):
+    """Who judges a candidate: `gates.gate_bundle`."""
+
+    def __call__(
+        self,
+        url: str,
+        current: Bundle | None,
+        newest_day: EvaluationSet | None,
+        limits: GateLimits,
+        *,
+        now: int | None,
+    ) -> list[Check]:
+        """Every gate's check of the bundle at `url`."""
+
+
 @dataclass(frozen=True)
 class NightSettings:
-    """What a run is asked to do; all of it but `force` and the limits names the run.
+    """What a run is asked to do; all of it but `force`, `keeping` and the limits names the run.
 
     history_days, until: which rows of the log count   first, later: training from scratch, and going on
     """
@@ -64,6 +82,7 @@ class NightSettings:
     history_days: float = 30.0
     until: int | None = None
     retirement: RetirementRule = field(default_factory=RetirementRule)
+    keeping: Keeping = field(default_factory=Keeping)
     index_kind: str = "auto"
     target_overlap: float = 0.99
     from_scratch: bool = False
@@ -76,6 +95,7 @@ class _Night:
     """The inputs of a run, read.
 
     log: all rows, in tonight's numbering   num_known: items of it that the current bundle has rows for
+    added: what all new items of the delta are like, those that the current bundle serves among them
     inputs: what the log and the settings are; with what is pending and the current bundle they name the run
     """
 
@@ -85,6 +105,7 @@ class _Night:
     current: Bundle | None
     num_known: int
     pending: Pending
+    added: Mapping[str, Mapping[str, float]]
     inputs: str
 
 
@@ -95,6 +116,7 @@ def run_night(
     *,
     read: Callable[[], Interactions],
     watcher: Watcher,
+    gates: Gates = gate_bundle,
 ) -> dict[str, Any]:
     """One night, under the builder's lock; returns its summary, whose `outcome` is one of
 
@@ -106,22 +128,21 @@ def run_night(
     current_id = store.current()
     current = None if current_id is None else load_bundle(store.bundle_url(current_id))
     night = _read_night(settings, store, current, read)
-    key = key_of(
-        {"inputs": night.inputs, "pending": dataclasses.asdict(night.pending), "current": current_id}
-    )
+    asked = {"similar": night.pending.similar, "deleted": night.pending.deleted}
+    key = key_of({"inputs": night.inputs, "pending": asked, "current": current_id})
     summary: dict[str, Any] = {"run": key, "previous": current_id, "interactions": len(night.log)}
     built = _built_before(night, store, current, key, work)
     if built is not None and (built == current_id or not settings.force):
         if built == current_id:
-            fold(store.url, _folded(current))
+            fold(store.url, _folded(current), settings.keeping)
             shutil.rmtree(work / f"run-{key}", ignore_errors=True)
         else:
             watcher.note(f"{built} was built from these inputs and is not served any more: --force serves it")
         return {**summary, "outcome": "nothing_new", "bundle": built}
     run = Run(work, key)
     candidate = run.candidate or _make_candidate(night, run, watcher)
-    checks = _judge(night, run, candidate, watcher)
-    against = [check["name"] for check in checks if check.pop("refused")]
+    checks = _judge(night, run, candidate, gates, watcher)
+    against = [check.name for check in refused(checks)]
     summary |= {"refused_by": against, "resumed": run.resumed} | _counts(candidate, night)
     if against and not settings.force:
         return {**summary, "outcome": "refused", "bundle": None, "candidate": str(candidate)}
@@ -131,7 +152,7 @@ def run_night(
     bundle_id = _in_store(store, key) or _add(store, candidate, checks, forced=bool(against))
     store.publish(bundle_id)
     published = load_bundle(store.bundle_url(bundle_id), verify=False)
-    fold(store.url, _folded(published))
+    fold(store.url, _folded(published), settings.keeping)
     run.remove()
     return {**summary, "outcome": "published", "bundle": bundle_id, "forced": bool(against)}
 
@@ -144,8 +165,9 @@ def _read_night(
 ) -> _Night:
     log = within(read(), until=settings.until, days=settings.history_days)
     inputs = key_of({"log": log.fingerprint, "settings": _naming(settings)})
-    pending = pending_items(store.url)
     known = None if settings.from_scratch else current
+    held = pending_items(store.url, settings.keeping)
+    pending = _of_effect(held, current, known, log)
     log = with_vocabulary(
         log,
         known.vocabulary if known else [],
@@ -153,15 +175,14 @@ def _read_night(
         added=list(pending.similar),
     )
     num_known = len(known.vocabulary) if known else 0
-    return _Night(
-        settings, log, newest_day_split(log, num_known=num_known), current, num_known, pending, inputs
-    )
+    split = newest_day_split(log, num_known=num_known)
+    return _Night(settings, log, split, current, num_known, pending, held.similar, inputs)
 
 
 def _naming(settings: NightSettings) -> dict[str, Any]:
     """The settings that decide what is built, not how fast, nor whether it is published."""
     asked = dataclasses.asdict(settings)
-    for name in ("force", "limits", "until"):
+    for name in ("force", "limits", "until", "keeping"):
         del asked[name]
     for training in ("first", "later"):
         for name in ("device", "num_threads", "save_every_updates"):
@@ -169,20 +190,20 @@ def _naming(settings: NightSettings) -> dict[str, Any]:
     return asked
 
 
-def _of_effect(night: _Night) -> dict[str, Any]:
-    """What the delta adds to the current bundle, or takes from it; what is folded in stays listed a while."""
-    current, pending = night.current, night.pending
-    if current is None:
-        return {"added": dict(pending.similar), "deleted": []}
-    index_of, rows = current.item_index_of, current.rows
-    return {
-        "added": {
-            item_id: dict(similar)
-            for item_id, similar in pending.similar.items()
-            if not rows.is_served(index_of.get(item_id))
-        },
-        "deleted": [item_id for item_id in pending.deleted if rows.is_served(index_of.get(item_id))],
+def _of_effect(held: Pending, current: Bundle | None, known: Bundle | None, log: Interactions) -> Pending:
+    """Without the additions that the current bundle serves, and those that have no place tonight.
+
+    Those stay in the delta: nothing that they are said to be like has a row. All deletions stay, for they
+    must hold tonight too.   known: the bundle whose rows go on
+    """
+    with_rows = set(log.item_ids) | (known.item_index_of.keys() if known else set())
+    similar = {
+        item_id: likes
+        for item_id, likes in held.similar.items()
+        if not (current and current.rows.is_served(current.item_index_of.get(item_id)))
+        and (item_id in with_rows or not with_rows.isdisjoint(likes))
     }
+    return dataclasses.replace(held, similar=similar)
 
 
 def _built_before(night: _Night, store: Store, current: Bundle | None, key: str, work: Path) -> str | None:
@@ -194,8 +215,10 @@ def _built_before(night: _Night, store: Store, current: Bundle | None, key: str,
 
 def _holds(current: Bundle, night: _Night) -> bool:
     """Whether a bundle of tonight's inputs would hold nothing that the current one does not."""
+    index_of, rows = current.item_index_of, current.rows
+    serves_deleted = any(rows.is_served(index_of.get(item_id)) for item_id in night.pending.deleted)
     of_these = current.manifest.get("nightly", {}).get("inputs") == night.inputs
-    return of_these and not any(_of_effect(night).values())
+    return of_these and not night.pending.similar and not serves_deleted
 
 
 def _in_store(store: Store, key: str) -> str | None:
@@ -253,7 +276,7 @@ def _make_candidate(night: _Night, run: Run, watcher: Watcher) -> Path:
         watcher.step(STAGES[4])
         folder = run.new_candidate()
         draft.write(folder)
-        draft.manifest["data"] = summarise_log(night.log)
+        draft.manifest["data"] = summarise_log(night.log, now=_now(settings))
         draft.manifest["nightly"] = {
             "run": run.key,
             "inputs": night.inputs,
@@ -293,15 +316,16 @@ def _warm_start(night: _Night, watcher: Watcher) -> WarmStart | None:
 def _beside(night: _Night, is_new: np.ndarray) -> Beside:
     """What new items were consumed beside, or are said to be in the delta.   is_new: (V,) bool"""
     beside = items_beside(night.log, is_new)
-    if not night.pending.similar:
-        return beside
     index_of = {item_id: index for index, item_id in enumerate(night.log.item_ids, start=1)}
     told = [
         (index_of[item_id], index_of[other], weight)
-        for item_id, similar in night.pending.similar.items()
+        for item_id, similar in night.added.items()
         for other, weight in similar.items()
-        if is_new[index_of[item_id] - 1] and other in index_of and not is_new[index_of[other] - 1]
+        if item_id in index_of and is_new[index_of[item_id] - 1]
+        if other in index_of and not is_new[index_of[other] - 1]
     ]
+    if not told:
+        return beside
     new, known, count = np.array(told, dtype=np.float64).reshape(-1, 3).T
     return Beside(
         np.concatenate([beside.new, new.astype(np.int64)]),
@@ -310,44 +334,41 @@ def _beside(night: _Night, is_new: np.ndarray) -> Beside:
     )
 
 
-def _judge(night: _Night, run: Run, candidate: Path, watcher: Watcher) -> list[dict[str, Any]]:
-    """The gates' checks as the manifest keeps them, each with `refused`."""
-    limits = dataclasses.asdict(night.settings.limits)
+def _judge(night: _Night, run: Run, candidate: Path, gates: Gates, watcher: Watcher) -> list[Check]:
+    """The gates' checks; asked again for other limits, or an hour later, for some look at the clock."""
+    limits, now = night.settings.limits, _now(night.settings)
     verdict = run.recorded("verdict")
-    if verdict is None or verdict["limits"] != limits:
-        watcher.stage("asking the gates")
-        try:
-            checks: list[Check] = judge(
-                str(candidate), night.current, night.split.test, night.settings.limits
-            )
-        except ValueError as error:  # it cannot even be asked
-            raise QualityError(f"the candidate does not answer the gates: {error}") from error
-        out = {check.name for check in refused(checks)}
-        told = [{**record(check), "refused": check.name in out} for check in checks]
-        for check in checks:
-            if check.name in out:
-                watcher.note(f"refused: {check}")
-        verdict = {"limits": limits, "checks": told}
-        run.record("verdict", verdict)
-    return verdict["checks"]
+    if verdict and verdict["limits"] == dataclasses.asdict(limits) and 0 <= now - verdict["now"] < HOUR_S:
+        return [Check(**check) for check in verdict["checks"]]
+    watcher.stage("asking the gates")
+    questions = of_newest_day(night.split.test, now=now)
+    try:
+        checks = gates(str(candidate), night.current, questions, limits, now=now)
+    except ValueError as error:  # it cannot even be asked
+        raise QualityError(f"the candidate does not answer the gates: {error}") from error
+    for check in refused(checks):
+        watcher.note(f"refused: {check}")
+    told = [dataclasses.asdict(check) for check in checks]
+    run.record("verdict", {"limits": dataclasses.asdict(limits), "now": now, "checks": told})
+    return checks
 
 
-def _add(store: Store, candidate: Path, checks: list[dict[str, Any]], *, forced: bool) -> str:
+def _now(settings: NightSettings) -> int:
+    """The moment of the night: the clock's, or that of a day gone by which is built again."""
+    clock = int(time.time())
+    return clock if settings.until is None else min(clock, settings.until)
+
+
+def _add(store: Store, candidate: Path, checks: list[Check], *, forced: bool) -> str:
     """Seal the candidate with its verdict and let it appear in the store."""
-    manifest = read_manifest(candidate)
-    files = manifest["files"]
-    for name in ("format_version", "created", "files"):
-        del manifest[name]
-    gates = {check["name"] for check in checks}
-    manifest["checks"] = [c for c in manifest["checks"] if c["name"] not in gates] + checks
-    if forced:
-        manifest["forced"] = True
+    files = read_manifest(candidate)["files"]
     with store.staging() as staging:
-        folder = staging / "bundle"
+        folder = staging / candidate.name
         folder.mkdir()
         for name in files:
             _link_or_copy(candidate / name, folder / name)
-        bundle_id = seal(folder, manifest)
+        shutil.copyfile(candidate / MANIFEST, folder / MANIFEST)  # never a link: it is written anew
+        bundle_id = seal_with_checks(folder, checks, forced=forced)
         sealed = folder.rename(staging / bundle_id)
         if read_manifest(sealed)["files"] != files:
             raise OSError(f"the files of {candidate} changed since they were checked: run the job again")

@@ -21,8 +21,10 @@ import typer
 
 from index_builder import ann
 from index_builder.builder_lock import LockHeldError, builder_lock
+from index_builder.delta import KEEP_DELETED_DAYS, KEEP_ITEMS_DAYS
+from index_builder.fold_in import Keeping
+from index_builder.gate_limits import read_limits
 from index_builder.nightly import NightSettings, run_night
-from index_builder.nightly_gates import read_limits
 from index_builder.nightly_progress import NightProgress
 from index_builder.nightly_run import LAST, LOCK, write_json
 from index_builder.publish import Store
@@ -82,12 +84,22 @@ def nightly(
     seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
     retire_after: Annotated[int, typer.Option(help="Retire items not seen for so many days.")] = 90,
     retire_below: Annotated[int, typer.Option(help="Retire items seen less often in --history.")] = 0,
+    keep_added: Annotated[
+        float, typer.Option(help="Days that the delta keeps an item which the bundle holds.")
+    ] = KEEP_ITEMS_DAYS,
+    keep_deleted: Annotated[
+        float, typer.Option(help="Days that the delta keeps a deletion which the bundle holds.")
+    ] = KEEP_DELETED_DAYS,
     index_kind: Annotated[str, typer.Option(help="As of `t2diff-index build`.")] = "auto",
     target_overlap: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Overlap with exact search that the index is tuned to.")
     ] = 0.99,
+    limits: Annotated[
+        Path | None, typer.Option("--limits", help="TOML file whose table [gates] holds limits.")
+    ] = None,
     limit: Annotated[
-        list[str] | None, typer.Option("--limit", help="Limit of a gate as name=value; repeatable.")
+        list[str] | None,
+        typer.Option("--limit", help="Limit of a gate as name=value, over --limits; repeatable."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Publish even what the gates refuse; recorded in the bundle.")
@@ -127,11 +139,12 @@ def nightly(
             history_days=_positive("history", history),
             until=_moment(until),
             retirement=RetirementRule(after_days=retire_after, below=retire_below),
+            keeping=Keeping(keep_added, keep_deleted),
             index_kind=index_kind,
             target_overlap=target_overlap,
             from_scratch=from_scratch,
             force=force,
-            limits=read_limits(limit or []),
+            limits=read_limits(limit or (), file=limits),
         )
         torch.set_num_threads(threads)
         ann.set_num_threads(threads)

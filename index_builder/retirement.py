@@ -46,7 +46,7 @@ def choose_served(
     often = np.bincount(log.item_index, minlength=log.num_items + 1)[1:] >= rule.below
     often[added] = True
     served &= often
-    deleted = _deleted(last_seen, known, pending, row_of, today)
+    deleted = _deleted(known, pending, row_of)
     gone = np.array(sorted(deleted), dtype=np.int32)
     served[gone - 1] = False
     if not served.any():
@@ -69,17 +69,16 @@ def _last_seen(log: Interactions, known: ItemRows | None, num_known: int, today:
     return last_seen
 
 
-def _deleted(
-    last_seen: np.ndarray, known: ItemRows | None, pending: Pending, row_of: dict[str, int], today: int
-) -> dict[int, int]:
-    """Item index -> day. A deletion ends when it is taken back, or the item added again or consumed later."""
+def _deleted(known: ItemRows | None, pending: Pending, row_of: dict[str, int]) -> dict[int, int]:
+    """Item index -> day. A deletion ends when it is taken back or the item added again, and never by itself:
+    that somebody consumed the item later says only that it is still shown somewhere.
+    """
     deleted: dict[int, int] = {}
     if known is not None and known.deleted is not None and known.deleted_day is not None:
-        oldest_taken_back = today - pending.keeps_deleted_days
         deleted = {
             item: day
             for item, day in zip(known.deleted.tolist(), known.deleted_day.tolist(), strict=True)
-            if last_seen[item - 1] <= day <= oldest_taken_back
+            if day <= pending.forgotten_until
         }
     for item_id in pending.similar:
         deleted.pop(row_of.get(item_id, -1) + 1, None)

@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from index_builder.bundle import load_bundle
+from index_builder.gate_limits import GateLimits
+from index_builder.gates import run_gates
 from index_builder.nightly import NightSettings, run_night
 from index_builder.publish import Store
+from index_builder.quality import Check
 from model.data.event_log import write_event_log
 from model.data.interactions import Interactions
 from model.data.reader import read_interactions
@@ -20,7 +24,23 @@ from tests.model.conftest import TINY
 NOW = 1_790_000_000
 DAY = 86_400
 TRAINING = TrainingSettings(epochs=2, batch_size=16, learning_rate=1e-2, save_every_updates=5, patience=9)
-SETTINGS = NightSettings(model_config=TINY, first=TRAINING, later=TRAINING, history_days=400.0)
+_ANY = float("inf")
+FREE = {
+    **dict.fromkeys(("max_recall_drop", "max_mrr_drop", "max_behind_popular"), _ANY),
+    **dict.fromkeys(("max_popular_share", "max_popular_rise", "max_norm_ratio"), _ANY),
+    **dict.fromkeys(("max_items_ratio", "max_contract_changes", "max_age_hours"), _ANY),
+    **dict.fromkeys(("max_backwards_hours", "max_day_ratio", "max_log_ratio"), _ANY),
+    **dict.fromkeys(("max_top_item_share", "max_top_user_share", "max_top_time_share"), _ANY),
+    **dict.fromkeys(("min_answered_share", "min_known_target_share", "min_coverage"), 0.0),
+    **dict.fromkeys(("min_coverage_ratio", "min_items_ratio", "min_kept_share"), 0.0),
+    **dict.fromkeys(("min_day_ratio", "min_log_ratio", "min_spread"), 0.0),
+    "min_similarity": -_ANY,
+    "min_questions": 1.0,
+}
+"""So few users and so old a log show nothing: what is damaged or ahead of its time is refused."""
+SETTINGS = NightSettings(
+    model_config=TINY, first=TRAINING, later=TRAINING, history_days=400.0, limits=GateLimits(**FREE)
+)
 EARLIER, LATER = dataclasses.replace(SETTINGS, until=NOW - DAY), SETTINGS
 """The same log read a day apart: the second night has a day more of it."""
 
@@ -32,6 +52,7 @@ FLAGS = [
         for name, value in TINY.items()
         for text in ("--set", f"{name}={list(value) if isinstance(value, tuple) else value}")
     ),
+    *(text for name, value in FREE.items() for text in ("--limit", f"{name}={value}")),
 ]
 """SETTINGS on the command line."""
 
@@ -88,4 +109,10 @@ def night(settings: NightSettings, folder: Path, *logs: Path, **changed: Any) ->
         folder / "work",
         read=lambda: read(*(logs or [folder / "log.csv"])),
         watcher=watcher,
+        gates=gates_in_this_process,
     )
+
+
+def gates_in_this_process(url: str, *asked: Any, **how: Any) -> list[Check]:
+    """All gates but that of the fresh process, which takes seconds to start; the command asks it too."""
+    return run_gates(load_bundle(url), *asked, **how)

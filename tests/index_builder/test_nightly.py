@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from index_builder import fold_in, nightly
+from index_builder import nightly
 from index_builder.bundle import Bundle, load_bundle
 from index_builder.candidates import recall_sequences
-from index_builder.fold_in import Pending
-from index_builder.nightly_gates import GateLimits
+from index_builder.delta import Delta, DeltaError, DeltaFile, NewItem, encode_delta
+from index_builder.fold_in import Keeping
+from index_builder.gate_limits import GateLimits
 from index_builder.publish import Store
 from index_builder.quality import QualityError
 from index_builder.retirement import RetirementRule
@@ -67,7 +69,9 @@ def test_the_manifest_says_what_the_night_was_made_of(folder):
     assert manifest["data"]["newest"] > NOW - DAY
     assert manifest["training_settings"]["continued_from"] == first["bundle"]
     checks = {check["name"]: check for check in manifest["checks"]}
-    assert checks["newest_day_recall_ratio"]["passed"]
+    assert checks["recall_at_20_drop"]["outcome"] == "passed"
+    assert checks["fresh_process_failures"]["outcome"] == "skipped"
+    assert manifest["data"]["newest_day"]["users"] >= second["questions"]
     assert len(checks) == len(manifest["checks"])
     assert "forced" not in manifest
 
@@ -183,7 +187,7 @@ def test_from_scratch_drops_what_is_retired_for_good(folder):
     write_rows(folder / "log.csv", walk(range(20), days=2))
     night(SETTINGS, folder)
     write_rows(folder / "log.csv", walk(range(10), days=6))
-    night(SETTINGS, folder, from_scratch=True, limits=GateLimits(max_recall_drop=1.0))
+    night(SETTINGS, folder, from_scratch=True)
     assert len(served(folder).vocabulary) == 10
     assert served(folder).manifest["nightly"]["continued_from"] is None
 
@@ -193,7 +197,7 @@ def test_another_model_keeps_the_rows_and_is_trained_from_scratch(folder):
     before = served(folder)
     watcher = Silent()
     sasrec = {"embedding_dim": 8, "max_length": 6, "num_layers": 1}
-    changed = {"model_name": "sasrec", "model_config": sasrec, "limits": GateLimits(max_recall_drop=1.0)}
+    changed = {"model_name": "sasrec", "model_config": sasrec}
     night(LATER, folder, watcher=watcher, **changed)
     assert "trained from scratch" in watcher.notes[0]
     assert served(folder).model_name == "sasrec"
@@ -205,10 +209,10 @@ def test_another_model_keeps_the_rows_and_is_trained_from_scratch(folder):
 
 def too_fast(settings: nightly.NightSettings) -> nightly.NightSettings:
     """Trained with a learning rate at which nothing is learnt."""
-    return dataclasses.replace(settings, later=dataclasses.replace(settings.later, learning_rate=1.0))
+    return dataclasses.replace(settings, later=dataclasses.replace(settings.later, learning_rate=3.0))
 
 
-STRICT = GateLimits(max_recall_drop=-10.0)
+STRICT = dataclasses.replace(SETTINGS.limits, max_recall_drop=-10.0)
 """No build passes this."""
 
 
@@ -216,7 +220,7 @@ def test_a_refused_build_is_not_published_and_asking_again_does_not_train_again(
     first = night(EARLIER, folder)
     refused = night(LATER, folder, limits=STRICT)
     assert refused["outcome"] == "refused"
-    assert refused["refused_by"] == ["newest_day_recall_ratio"]
+    assert refused["refused_by"] == ["recall_at_20_drop"]
     assert Store(folder / "store").bundle_ids() == [first["bundle"]]
     watcher = Silent()
     again = night(LATER, folder, limits=STRICT, watcher=watcher)
@@ -242,18 +246,28 @@ def test_force_publishes_what_was_refused_loudly_and_on_record(folder):
     manifest = served(folder).manifest
     assert manifest["forced"] is True
     checks = {check["name"]: check["passed"] for check in manifest["checks"]}
-    assert checks["newest_day_recall_ratio"] is False
+    assert checks["recall_at_20_drop"] is False
 
 
 def test_a_build_from_a_mistyped_learning_rate_is_refused(folder):
-    write_rows(folder / "log.csv", walk(range(100), days=6, users=50))
-    first = dataclasses.replace(SETTINGS.first, epochs=4)
-    good = night(dataclasses.replace(SETTINGS, first=first), folder)
-    checks = {check["name"]: check["value"] for check in served(folder).manifest["checks"]}
-    assert checks["newest_day_recall_at_20"] > 0.5
-    bad = night(too_fast(SETTINGS), folder)
-    assert (bad["outcome"], bad["refused_by"]) == ("refused", ["newest_day_recall_ratio"])
-    assert Store(folder / "store").current() == good["bundle"]
+    good = dataclasses.replace(
+        EARLIER, first=dataclasses.replace(EARLIER.first, epochs=8), until=None, history_days=399.0
+    )
+    write_rows(folder / "log.csv", walk(range(20), days=6))
+    night(good, folder)
+    limits = dataclasses.replace(SETTINGS.limits, max_recall_drop=GateLimits().max_recall_drop)
+    refused = night(too_fast(SETTINGS), folder, limits=limits)
+    assert (refused["outcome"], refused["refused_by"]) == ("refused", ["recall_at_20_drop"])
+    assert night(SETTINGS, folder, limits=limits)["outcome"] == "published"
+
+
+def test_a_log_of_tomorrow_and_one_of_last_month_are_refused_by_the_clock(folder):
+    ahead = write_log(folder / "ahead.csv", now=int(time.time()) + DAY // 2)
+    assert "log_age_hours" in night(SETTINGS, folder, ahead)["refused_by"]
+    aged = dataclasses.replace(SETTINGS.limits, max_age_hours=24.0)
+    assert night(SETTINGS, folder, limits=aged)["refused_by"] == ["log_age_hours"]
+    built_again = night(EARLIER, folder, limits=aged)  # as of that day it was fresh
+    assert built_again["outcome"] == "published"
 
 
 def test_a_model_that_cannot_be_served_is_refused_before_the_gates(folder, monkeypatch):
@@ -300,55 +314,86 @@ def test_logs_that_cannot_make_a_night_are_said_to_be(folder):
 # --- what was added and deleted since the last bundle --------------------------------------------
 
 
-@pytest.fixture
-def delta(monkeypatch):
-    """What the store's delta holds, and what was folded into a bundle."""
-    held: dict[str, object] = {"pending": Pending(), "folded": []}
-    monkeypatch.setattr(nightly, "pending_items", lambda url: held["pending"])
-    monkeypatch.setattr(nightly, "fold", lambda url, item_ids: held["folded"].append(list(item_ids)))
-    return held
+def delta(folder: Path) -> DeltaFile:
+    return DeltaFile(folder / "store")
 
 
-def test_an_added_item_is_folded_in_beside_its_likes_though_nobody_consumed_it(folder, delta):
+def test_an_added_item_is_folded_in_beside_its_likes_though_nobody_consumed_it(folder):
     write_rows(folder / "log.csv", walk(range(20), days=6))
     night(SETTINGS, folder)
-    delta["pending"] = Pending(similar={"added": {"i4": 2.0, "i5": 1.0, "nowhere": 1.0}})
+    delta(folder).add([NewItem("added", {"i4": 2.0, "i5": 1.0, "nowhere": 1.0})])
     summary = night(SETTINGS, folder)
     assert (summary["outcome"], summary["new_items"]) == ("published", 1)
     bundle = served(folder)
-    assert "added" in delta["folded"][-1]
     assert ranks_of("added", ["i2", "i3", "i4"], bundle) < ranks_of("added", ["i12", "i13", "i14"], bundle)
+    assert [item.item_id for item in delta(folder).entries()] == ["added"]  # a rollback would miss it
     assert night(SETTINGS, folder)["outcome"] == "nothing_new"  # still in the delta, but served
-    write_rows(folder / "log.csv", [*walk(range(20), days=6), ("u1", "i1", NOW - 3 * DAY)])
-    night(SETTINGS, folder)
-    bundle = served(folder)
-    assert ranks_of("added", ["i2", "i3", "i4"], bundle) < ranks_of("added", ["i12", "i13", "i14"], bundle)
+    assert night(SETTINGS, folder, keeping=Keeping(items_days=0))["outcome"] == "nothing_new"
+    assert delta(folder).entries() == []
 
 
-def test_a_deleted_item_is_not_served_until_it_is_consumed_later_or_taken_back(folder, delta):
+def test_an_added_item_that_training_pushes_away_is_put_back_while_the_delta_tells_its_likes(folder):
     rows = walk(range(20), days=6)
     write_rows(folder / "log.csv", rows)
     night(SETTINGS, folder)
-    today = (NOW - 4 * DAY) // DAY
-    delta["pending"] = Pending(deleted={"i7": today})
+    delta(folder).add([NewItem("added", {"i4": 2.0, "i5": 1.0})])
+    night(SETTINGS, folder)
+    write_rows(folder / "log.csv", [*rows, *walk(range(20), days=1, start=6)])
     assert night(SETTINGS, folder)["outcome"] == "published"
-    assert "i7" not in served(folder).item_ids
-    assert "i7" in served(folder).vocabulary
-    assert night(SETTINGS, folder)["outcome"] == "nothing_new"
+    row = {item: served(folder).item_index_of[item] for item in ("added", "i4", "i5")}
+    table = served(folder).model.item_embeddings().numpy()
+    wanted = (2 * table[row["i4"] - 1] + table[row["i5"] - 1]) / 3
+    ours = table[row["added"] - 1]
+    assert ours @ wanted > 0.999 * np.linalg.norm(ours) * np.linalg.norm(wanted)
 
-    delta["pending"] = Pending(keeps_deleted_days=0)  # the delta has forgotten it by now; the bundle has not
-    rows += [("u1", "i1", NOW - 3 * DAY)]
+
+def test_an_item_of_which_nothing_known_is_told_stays_in_the_delta(folder):
+    night(SETTINGS, folder)
+    delta(folder).add([NewItem("strange", features=("genre=x",)), NewItem("lost", {"nowhere": 1.0})])
+    assert night(SETTINGS, folder, keeping=Keeping(items_days=0))["outcome"] == "nothing_new"
+    assert [item.item_id for item in delta(folder).entries()] == ["strange", "lost"]
+
+
+def test_a_deleted_item_is_not_served_until_it_is_taken_back_or_added_again(folder):
+    rows = walk(range(20), days=6)
     write_rows(folder / "log.csv", rows)
     night(SETTINGS, folder)
+    now = int(time.time())
+    (folder / "store" / "DELTA").write_bytes(encode_delta(Delta({}, {"i7": now - 3 * DAY}, revision=1)))
+    at_once = {"keeping": Keeping(deleted_days=0)}
+    assert night(SETTINGS, folder, **at_once)["outcome"] == "published"
     assert "i7" not in served(folder).item_ids
-    write_rows(folder / "log.csv", [*rows, ("u1", "i7", NOW - 2 * DAY)])
+    assert "i7" in served(folder).vocabulary
+    assert delta(folder).deleted() == []  # the bundle remembers it from here on
+    rows += [("u1", "i7", now - DAY // 2)]  # shown somewhere still
+    write_rows(folder / "log.csv", rows)
+    assert night(SETTINGS, folder, **at_once)["outcome"] == "published"
+    assert "i7" not in served(folder).item_ids
+    delta(folder).add([NewItem("i7", {"i8": 1.0})])
+    assert night(SETTINGS, folder, **at_once)["outcome"] == "published"
+    assert "i7" in served(folder).item_ids
+
+    delta(folder).delete(["i7"])
+    night(SETTINGS, folder)
+    delta(folder).undelete(["i7"])
+    write_rows(folder / "log.csv", [*rows, ("u1", "i1", rows[-1][-1])])
     night(SETTINGS, folder)
     assert "i7" in served(folder).item_ids
 
 
-def test_without_a_delta_nothing_is_pending(tmp_path):
-    assert not fold_in.pending_items(str(tmp_path))
-    fold_in.fold(str(tmp_path), ["a"])
+def test_a_damaged_delta_ends_the_night_before_it_trains_and_says_how_to_mend_it(folder):
+    first = night(EARLIER, folder)
+    delta(folder).delete(["i7"])
+    path = folder / "store" / "DELTA"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-10])
+    watcher = Silent()
+    with pytest.raises(DeltaError, match=r"is damaged, .* restore it, or remove it"):
+        night(LATER, folder, watcher=watcher)
+    assert watcher.stages == ["reading"]
+    assert Store(folder / "store").current() == first["bundle"]
+    path.write_bytes(sound)
+    assert night(LATER, folder)["outcome"] == "published"
 
 
 def test_the_summary_is_json(folder):

@@ -148,7 +148,7 @@ def test_the_exit_status_says_what_a_scheduler_must_do(run, folder):
     status, published = run("--until", str(NOW - 86_400))
     assert (status, published["outcome"]) == (0, "published")
     status, refused = run(*impossible)
-    assert (status, refused["outcome"], refused["refused_by"]) == (3, "refused", ["newest_day_recall_ratio"])
+    assert (status, refused["outcome"], refused["refused_by"]) == (3, "refused", ["recall_at_20_drop"])
     assert check_served(folder) == published["bundle"]
     status, again = run(*impossible)
     assert (status, again["outcome"], again["resumed"]) == (3, "refused", True)
@@ -168,6 +168,8 @@ def test_the_exit_status_says_what_a_scheduler_must_do(run, folder):
         (["--until", "yesterday"], "until must be a date or time"),
         (["--until", "1970-01-02"], "no interaction lies before 86400"),
         (["--limit", "nonsense=1"], "there is no gate limit 'nonsense'"),
+        (["--limits", "nowhere.toml"], "cannot read the limits in"),
+        (["--keep-added", "-1"], "keep_added must be a number of days"),
         (["--retire-after", "0"], "retire_after must be at least 1 day"),
         (["--store", "nonsense://x"], "cannot open store"),
         (["--timestamp-column", ""], "a nightly build needs times"),
