@@ -10,11 +10,9 @@ that no answer mixes two versions of either.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,8 +26,6 @@ from service.metrics import Metrics
 from service.settings import ServiceSettings
 
 logger = logging.getLogger("t2diff.reload")
-_SWITCH_INTERVAL_S = 0.00005
-"""How long a load may keep Python to itself while requests are answered: they need it several times each."""
 RETRY_REFUSED_S = 60.0
 """A refused bundle is tried again after this: the store may have been read at a bad moment."""
 
@@ -167,10 +163,9 @@ class Reloader:
     async def _load(self, url: str) -> Engine:
         def load() -> Engine:
             set_threads(self._settings.torch_threads)
-            with _yielding_often():
-                bundle = load_bundle(url, device=self._device)
-                engine = build_engine(bundle, device=self._device, settings=self._settings)
-                engine.warm_up(self._settings.max_batch)
+            bundle = load_bundle(url, device=self._device)
+            engine = build_engine(bundle, device=self._device, settings=self._settings)
+            engine.warm_up(self._settings.max_batch)
             return engine
 
         # A GPU index may be touched by one thread only; a CPU one need not hold up the requests.
@@ -201,17 +196,6 @@ def _log_delta(engine: Engine) -> None:
             "deleted_items": engine.num_deleted_items,
         },
     )
-
-
-@contextlib.contextmanager
-def _yielding_often() -> Iterator[None]:
-    """Loads come one at a time, so nobody else changes the interval meanwhile."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, _SWITCH_INTERVAL_S))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def _url_of(store: str, bundle: str) -> str:

@@ -227,6 +227,8 @@ class _Stress:
             "quiet": _latency(quiet, plan),
             "swapping": _latency(swapping, plan),
             "p99_ratio": ratio,
+            "p99_ms_by_stretch_quiet": [round(_p99([samples], plan), 1) for samples in quiet],
+            "p99_ms_by_stretch_swapping": [round(_p99([samples], plan), 1) for samples in swapping],
             "swap_seconds_median": float(np.median(resources.seconds)),
             "swap_seconds_max": max(resources.seconds),
             "rss_mib": [

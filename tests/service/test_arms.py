@@ -64,7 +64,8 @@ class Trial:
 
 
 @pytest.fixture
-async def trial(start: Any, engine: Engine, other: Engine) -> Any:
+async def trial(start: Any, engine: Engine, other: Engine, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("service.comparisons.PATIENCE_S", 60.0)  # a loaded machine drops nothing
     running = await start(log_requests="all")
     return lambda chosen: Trial(running, {"current": engine, "other": other}, chosen)
 
@@ -220,7 +221,7 @@ async def test_a_comparison_begins_after_the_answer_was_sent(trial: Any) -> None
 
 
 async def test_comparisons_under_load_are_dropped_and_counted_and_no_request_waits(
-    trial: Any, other: Engine
+    trial: Any, other: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shadow whose model takes a fifth of a second: what cannot be compared in time is given up."""
 
@@ -231,6 +232,7 @@ async def test_comparisons_under_load_are_dropped_and_counted_and_no_request_wai
             return super().recall(requests)
 
     shadow = {"name": "slow", "bundle": "slow", "share": 100, "shadow": True}
+    monkeypatch.setattr("service.comparisons.PATIENCE_S", 2.0)
     under_test = trial(TWO)
     service = under_test.running.service
     slow = Slow(other.bundle, device="cpu")
