@@ -40,7 +40,7 @@ class ObjectStorage(Storage):
         self._root = root.rstrip("/")
 
     def exists(self) -> bool:
-        return bool(self._objects())
+        return bool(self._objects(self._root))
 
     def folder_names(self) -> list[str]:
         return [name for name, paths in self._folders().items() if f"{self._root}/{name}/{MANIFEST}" in paths]
@@ -78,7 +78,7 @@ class ObjectStorage(Storage):
     @contextmanager
     def local_copy(self, name: str, cache_dir: Path | None = None) -> Iterator[Path]:
         """A download. One that loses its objects, or the connection, to whatever cause is an error."""
-        paths = self._folders().get(name, [])
+        paths = self._objects(f"{self._root}/{name}")
         if f"{self._root}/{name}/{MANIFEST}" not in paths:
             raise BundleError(f"no bundle at {self.url}/{name}")
         with _temporary(_DOWNLOAD, cache_dir) as folder:
@@ -103,8 +103,8 @@ class ObjectStorage(Storage):
     def remove(self, name: str) -> bool:
         """Readers on other machines are not known: one that loses its objects refuses the bundle."""
         manifest = f"{self._root}/{name}/{MANIFEST}"
+        paths = self._objects(f"{self._root}/{name}")
         with self._contacting():
-            paths = self._folders().get(name, [])
             if manifest in paths:
                 self._file_system.rm_file(manifest)
             for path in paths:
@@ -128,18 +128,18 @@ class ObjectStorage(Storage):
     def _folders(self) -> dict[str, list[str]]:
         """The objects of every folder."""
         folders: dict[str, list[str]] = {}
-        for path in self._objects():
+        for path in self._objects(self._root):
             name, slash, _ = path.removeprefix(f"{self._root}/").partition("/")
             if slash:
                 folders.setdefault(name, []).append(path)
         return folders
 
-    def _objects(self) -> list[str]:
-        """Every object of the store now, not what a listing cache remembers."""
+    def _objects(self, under: str) -> list[str]:
+        """Every object below a path now, not what a listing cache remembers."""
         with self._contacting():
             self._file_system.invalidate_cache()
             try:
-                return self._file_system.find(self._root)
+                return self._file_system.find(under)
             except FileNotFoundError:
                 return []
 

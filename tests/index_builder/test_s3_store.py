@@ -215,6 +215,32 @@ def test_what_a_killed_reader_downloaded_goes_with_the_next_download(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_upload_of_a_large_file_killed_between_its_parts_is_found(s3_url, connection, tmp_path):
+    name = "20261122T031500Z-1a2b3c4d"
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / MANIFEST).write_bytes(b"{}")
+    with (folder / "large").open("wb") as large:
+        large.truncate(110 * 2**20)  # S3 takes it in parts
+    program = "import sys; from pathlib import Path; from index_builder.storage import open_storage\n"
+    program += "open_storage(sys.argv[1]).add(Path(sys.argv[2]), Path(sys.argv[2]).name)"
+    command = [sys.executable, "-c", program, s3_url, str(folder)]
+    process = subprocess.Popen(command)
+    connection.at_sent(80 * 2**20, lambda: os.kill(process.pid, signal.SIGKILL))
+    assert process.wait(120) == -signal.SIGKILL
+    connection.reset()
+    storage = open_storage(s3_url)
+    assert storage.folder_names() == []
+    (leftover,) = storage.leftovers(0.0)
+    assert leftover.startswith(f"{name}/large upload ")
+    storage.remove_leftover(leftover)
+    assert storage.leftovers(0.0) == []
+    subprocess.run(command, check=True, timeout=120)
+    assert storage.folder_names() == [name]
+    with storage.local_copy(name, tmp_path) as copy:
+        assert (copy / "large").stat().st_size == 110 * 2**20
+
+
 @pytest.mark.parametrize("command", ["list", "publish"])
 def test_an_unreachable_server_is_one_line_without_secrets(s3_url, connection, command):
     connection.cut()
