@@ -106,9 +106,7 @@ def run_night(
     current_id = store.current()
     current = None if current_id is None else load_bundle(store.bundle_url(current_id))
     night = _read_night(settings, store, current, read)
-    key = key_of(
-        {"inputs": night.inputs, "pending": dataclasses.asdict(night.pending), "current": current_id}
-    )
+    key = key_of({"inputs": night.inputs, "pending": _of_effect(night), "current": current_id})
     summary: dict[str, Any] = {"run": key, "previous": current_id, "interactions": len(night.log)}
     built = _built_before(night, store, current, key, work)
     if built is not None and (built == current_id or not settings.force):
