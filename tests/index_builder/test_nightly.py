@@ -118,6 +118,9 @@ def test_a_new_item_is_recalled_the_next_night_though_nothing_was_trained_on_it(
     assert night(SETTINGS, folder)["new_items"] == 1
     bundle = served(folder)
     assert "new" in bundle.item_ids
+    of = {item_id: bundle.item_embeddings[row] for row, item_id in enumerate(bundle.item_ids)}
+    beside = np.mean([of[item_id] for item_id in ("i3", "i4", "i5", "i6")], axis=0)
+    assert of["new"] @ beside / np.linalg.norm(of["new"]) / np.linalg.norm(beside) > 0.999
     near, far = ranks_of("new", ["i2", "i3", "i4"], bundle), ranks_of("new", ["i12", "i13", "i14"], bundle)
     assert near <= 8
     assert near < far
