@@ -6,12 +6,11 @@ form to compare with: FAISS's `flat` does the same without writing every score d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from index_builder.exact_search import MAX_SCORE
+from index_builder.search_groups import Exclusions
 from model.two_tower import Metric
 
 _MAX_SCORES = 1 << 25  # 128 MiB of scores at a time
