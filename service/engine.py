@@ -7,7 +7,7 @@ recorded the bundle's canary, so that a loaded bundle can be held to the answers
 from __future__ import annotations
 
 from collections.abc import Sequence as Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ from model.noise import request_key
 from service.settings import ServiceSettings
 
 
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
+class EngineRequest(NamedTuple):
     """One user to recall for.
 
     sequence: not empty, of this bundle's item indices   exclude: item indices never to return
@@ -37,8 +36,7 @@ class EngineRequest:
     exclude: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class EngineAnswer:
+class EngineAnswer(NamedTuple):
     """Candidates best first, fewer than top_k only when no more are allowed; times are the batch's.
 
     tower_seconds, search_seconds: wall time   ..._cpu_seconds: processor time of the device thread
@@ -89,7 +87,7 @@ class Engine:
             tower=self.tower,
         )
         real = found.item_index > 0  # (B, K)
-        if not np.isfinite(found.score[real]).all():
+        if not np.array_equal(np.isfinite(found.score), real):
             raise ValueError("the search gave a score that is not a number")
         counts = np.minimum(real.sum(axis=1), [request.top_k for request in requests]).tolist()
         answers = []
