@@ -1,7 +1,8 @@
 """Exact search as one matrix product and a top-K, on whatever device torch has; exclusions are masked.
 
-For a GPU and up to a few million items nothing is simpler, and no neighbour is missed. On a CPU it is the
-form to compare with: FAISS's `flat` does the same without writing every score down.
+For a GPU and up to a few million items nothing is simpler, and no neighbour is missed. On a CPU it answers
+many queries over a small catalogue; for a large one FAISS's `flat` does the same without writing every
+score down.
 """
 
 from __future__ import annotations

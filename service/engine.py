@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence as Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ from model.noise import request_key
 from service.settings import ServiceSettings
 
 
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
+class EngineRequest(NamedTuple):
     """One user to recall for.
 
     sequence: not empty, of this bundle's item indices   exclude: its served indices never to return
@@ -42,8 +41,7 @@ class EngineRequest:
     exclude_new: np.ndarray | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineAnswer:
+class EngineAnswer(NamedTuple):
     """Candidates best first, fewer than top_k only when no more are allowed; times are the batch's.
 
     tower_seconds, search_seconds: wall time   ..._cpu_seconds: processor time of the device thread
@@ -129,7 +127,7 @@ class Engine:
             exclude_new=None if delta is None else [request.exclude_new for request in requests],
         )
         real = found.item_index > 0  # (B, K)
-        if not np.isfinite(found.score[real]).all():
+        if not np.array_equal(np.isfinite(found.score), real):
             raise ValueError("the search gave a score that is not a number")
         counts = np.minimum(real.sum(axis=1), [request.top_k for request in requests]).tolist()
         answers = []
