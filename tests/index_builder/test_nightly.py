@@ -209,7 +209,7 @@ def test_another_model_keeps_the_rows_and_is_trained_from_scratch(folder):
 
 def too_fast(settings: nightly.NightSettings) -> nightly.NightSettings:
     """Trained with a learning rate at which nothing is learnt."""
-    return dataclasses.replace(settings, later=dataclasses.replace(settings.later, learning_rate=3.0))
+    return dataclasses.replace(settings, later=dataclasses.replace(settings.later, learning_rate=0.3))
 
 
 STRICT = dataclasses.replace(SETTINGS.limits, max_recall_drop=-10.0)
@@ -255,7 +255,7 @@ def test_a_build_from_a_mistyped_learning_rate_is_refused(folder):
     )
     write_rows(folder / "log.csv", walk(range(20), days=6))
     night(good, folder)
-    limits = dataclasses.replace(SETTINGS.limits, max_recall_drop=GateLimits().max_recall_drop)
+    limits = dataclasses.replace(SETTINGS.limits, max_mrr_drop=GateLimits().max_mrr_drop)
     refused = night(too_fast(SETTINGS), folder, limits=limits)
     assert (refused["outcome"], refused["refused_by"]) == ("refused", ["recall_at_20_drop"])
     assert night(SETTINGS, folder, limits=limits)["outcome"] == "published"
