@@ -1,7 +1,7 @@
 """Three nights in a few minutes: build, refuse a bad build, swap in a good one, while requests flow.
 
 A made-up log arrives in three parts. Night 1 trains from scratch; night 2 goes on from it with a learning
-rate a thousand times too high, as a typing error would have it, and a gate refuses the result; night 3 goes
+rate a hundred times too high, as a typing error would have it, and a gate refuses the result; night 3 goes
 on from night 1, and items that nobody had consumed before are recalled. A service answers all the while.
 """
 
@@ -52,9 +52,11 @@ def main() -> int:
         nights.deliver(1)
         first = nights.build(expected="published")
         with _service(work, arguments.port) as url, _traffic(url, nights.known_sequences()) as traffic:
-            title("night 2: somebody typed --learning-rate 2 for 2e-3; the gates are asked")
+            title("night 2: somebody typed --learning-rate 0.2 for 2e-3; the gates are asked")
             nights.deliver(2)
-            refused = nights.build("--learning-rate", "2", expected="refused")
+            refused = nights.build("--learning-rate", "0.2", expected="refused")
+            if not refused.get("refused_by"):
+                raise DemoError(f"not a gate but the build ended it: {refused}")
             print(
                 f"\n  refused by {', '.join(refused['refused_by'])}; "
                 f"the service still answers from {first['bundle']}"
@@ -104,6 +106,7 @@ class _Nights:
         self.work, self.arguments = work, arguments
         self.log = generate_drift_log(num_users=arguments.users, num_items=arguments.items, seed=7)
         now = int(time.time())
+        self.until = now
         self.ends = [now - HOURS_APART * 3600 * back for back in (2, 1, 0)]
         self.released = {self.log.item_ids[item] for item in range(NUM_RELEASED)}
         too_early = (self.log.item < NUM_RELEASED) & (self.log.timestamp < self.ends[1])
@@ -114,7 +117,8 @@ class _Nights:
         """Let the part of the log between the last night and this one arrive."""
         from model.data.event_log import write_event_log
 
-        rows = self.kept & (self.log.timestamp < self.ends[night - 1])
+        self.until = self.ends[night - 1]
+        rows = self.kept & (self.log.timestamp < self.until)
         if night > 1:
             rows &= self.log.timestamp >= self.ends[night - 2]
         path = self.work / "logs" / f"night-{night}.csv"
@@ -131,7 +135,7 @@ class _Nights:
         command = [
             *("t2diff-index", "nightly", "--logs", str(self.work / "logs")),
             *("--store", str(self.work / "bundles"), "--work", str(self.work / "job"), "--history", "200"),
-            *("--epochs", str(self.arguments.epochs), "--later-epochs", "2"),
+            *("--until", str(self.until), "--epochs", str(self.arguments.epochs), "--later-epochs", "2"),
             *(text for name, value in MODEL.items() for text in ("--set", f"{name}={value}")),
             *options,
         ]
