@@ -64,7 +64,7 @@ def test_it_finds_what_faiss_finds_in_the_same_lists(indexes, vectors, metric, v
         for fetch in (100, 224):
             scores, rows = fast.search(users, fetch=fetch, keep=100, width=width)
             expected = plain.search(users, fetch=fetch, keep=100, width=width)[1]
-            assert share_found(best, rows) == pytest.approx(share_found(best, expected), abs=0.005)
+            assert share_found(best, rows) > share_found(best, expected) - 0.005
             if fetch > 200:  # codes leave out few of the best
                 assert share_found(expected, rows) > 0.98
             for user, ours, values in zip(users, rows, scores, strict=True):
