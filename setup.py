@@ -1,57 +1,93 @@
-"""The native part of the package; all else stands in pyproject.toml.
+"""The native parts of the package; all else stands in pyproject.toml.
 
-One shared library holds the fused user tower once for each instruction set. It is optional: without a
-C++ compiler the package installs all the same and the service runs the tower in PyTorch.
+One shared library holds the fused user tower once for each instruction set, another the search of
+inverted lists. They are optional: without a C++ compiler the package installs all the same, and the service
+runs the tower in PyTorch and searches lists with FAISS.
 """
 
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-NATIVE = Path("model") / "engines" / "native"
 FLAGS = [
     *("-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
     *("-ffp-contract=fast", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
 ]
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
-VARIANTS = {
-    "x86_64": {
-        "avx512_bf16": [*AVX512, "-mavx512bf16", "-DT2_KIND=Half"],
-        "avx512": AVX512,
-        "avx2": AVX2,
-    }
+AVX512_VNNI = [*AVX512, "-mavx512vnni"]
+
+
+@dataclass(frozen=True)
+class Library:
+    """variant: the source compiled once for each instruction set   interface: the one that chooses at run
+    time by cpuid   variants: by processor, name and flags, best first   fallback: one without flags
+    """
+
+    folder: Path
+    variant: str
+    interface: str
+    variants: dict[str, dict[str, list[str]]]
+    fallback: str | None = None
+
+
+LIBRARIES = {
+    "model.engines.native_tower": Library(
+        Path("model") / "engines" / "native",
+        "variant.cpp",
+        "tower.cpp",
+        {
+            "x86_64": {
+                "avx512_bf16": [*AVX512, "-mavx512bf16", "-DT2_KIND=Half"],
+                "avx512": AVX512,
+                "avx2": AVX2,
+            }
+        },
+        fallback="portable",
+    ),
+    "index_builder.native_list_search": Library(
+        Path("index_builder") / "native",
+        "lists_variant.cpp",
+        "lists.cpp",
+        {"x86_64": {"avx512_vnni": AVX512_VNNI, "avx2": AVX2}},
+    ),
 }
-"""Beside `portable`, what is compiled for a processor, best first; at run time cpuid chooses."""
 
 
 class BuildNative(build_ext):
-    """Compiles variant.cpp once for each instruction set that the compiler knows, then links."""
+    """Compiles each library's variants once for each instruction set that the compiler knows, then links."""
 
     def build_extension(self, extension: Extension) -> None:
         """Raises CompileError when there is no working compiler; `optional` turns that into a warning."""
-        objects = [self._compile("variant.cpp", "portable", ["-DT2_VARIANT=portable"])]
+        library = LIBRARIES[extension.name]
+        objects = []
+        if library.fallback:
+            objects.append(self._compile(library, library.variant, library.fallback, []))
         have = []
-        for name, flags in VARIANTS.get(platform.machine().lower().replace("amd64", "x86_64"), {}).items():
+        machine = platform.machine().lower().replace("amd64", "x86_64")
+        for name, flags in library.variants.get(machine, {}).items():
             try:
-                objects.append(self._compile("variant.cpp", name, [f"-DT2_VARIANT={name}", *flags]))
+                objects.append(self._compile(library, library.variant, name, flags))
                 have.append(f"-DT2_HAVE_{name.upper()}")
             except CompileError:
-                self.warn(f"the compiler cannot build variant {name} of the fused tower; left out")
-        objects.append(self._compile("tower.cpp", "interface", have))
+                self.warn(f"the compiler cannot build variant {name} of {extension.name}; left out")
+        objects.append(self._compile(library, library.interface, "interface", have))
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(extension.name), libraries=["pthread"], target_lang="c++"
         )
 
-    def _compile(self, source: str, name: str, flags: list[str]) -> str:
+    def _compile(self, library: Library, source: str, name: str, flags: list[str]) -> str:
         folder = Path(self.build_temp) / name
         (compiled,) = self.compiler.compile(
-            [str(NATIVE / source)], output_dir=str(folder), extra_postargs=[*FLAGS, *flags]
+            [str(library.folder / source)],
+            output_dir=str(folder),
+            extra_postargs=[*FLAGS, f"-DT2_VARIANT={name}", *flags],
         )
         return compiled
 
@@ -59,12 +95,13 @@ class BuildNative(build_ext):
 setup(
     ext_modules=[
         Extension(
-            "model.engines.native_tower",
-            sources=[str(NATIVE / "variant.cpp"), str(NATIVE / "tower.cpp")],
-            depends=sorted(str(path) for path in NATIVE.glob("*.h")),
+            name,
+            sources=[str(library.folder / source) for source in (library.variant, library.interface)],
+            depends=sorted(str(path) for path in library.folder.glob("*.h")),
             language="c++",
             optional=True,
         )
+        for name, library in LIBRARIES.items()
     ],
     cmdclass={"build_ext": BuildNative},
 )

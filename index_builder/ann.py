@@ -18,15 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from index_builder.exact_search import rescore, search_exactly
+from index_builder.exact_search import search_exactly
 from index_builder.faiss_library import FAISS_VERSION, faiss, faiss_metric, num_gpus, set_num_threads
 from index_builder.gpu_index import usable_device
 from index_builder.index_choice import choose_kind
 from index_builder.index_kinds import KINDS, find_kind, read_index_file
+from index_builder.native_lists import native_lists
 from index_builder.search_groups import Answer, Exclusions, Group
-from index_builder.searchers import FaissSearcher, FlatSearcher, GpuSearcher, ListSearcher, Searcher
+from index_builder.searchers import (
+    FaissSearcher,
+    FlatSearcher,
+    GpuSearcher,
+    ListSearcher,
+    RescoringSearcher,
+    Searcher,
+)
 from index_builder.torch_search import TorchSearch
 from model.two_tower import Metric
 
@@ -104,7 +111,6 @@ class AnnIndex:
         self.rescored = self._spec.rescored if rescored is None else rescored
         self._index = index
         self.embeddings = embeddings
-        self._items = torch.from_numpy(embeddings)  # the same memory
         self._torch = TorchSearch(embeddings, metric, self.device) if kind == "torch" else None
         small = kind == "flat" and metric == "inner_product" and self.num_items <= _SMALL
         self._product = TorchSearch(embeddings, metric) if small and self.device == "cpu" else None
@@ -143,6 +149,11 @@ class AnnIndex:
                     member, *self._search_exactly(queries[member], wanted[member], excluded.of(member))
                 )
         return answer.scores, answer.rows
+
+    @property
+    def exact(self) -> bool:
+        """Whether no neighbour is ever missed."""
+        return self._spec.exact
 
     @property
     def max_width(self) -> int:
@@ -188,8 +199,12 @@ class AnnIndex:
             )
         if not self._spec.holds_items and self._spec.exact:
             return FlatSearcher(self.embeddings, self.metric)
-        searcher = ListSearcher if self.kind.startswith("ivf") else FaissSearcher
-        return searcher(self._index, self._spec, self.metric)
+        native = native_lists(self._index, self.embeddings, self.metric) if self._spec.native else None
+        if native is not None:
+            return native
+        searcher_class = ListSearcher if self.kind.startswith("ivf") else FaissSearcher
+        searcher = searcher_class(self._index, self._spec, self.metric)
+        return RescoringSearcher(searcher, self.embeddings, self.metric) if self._spec.rescored else searcher
 
     def _plan(self, wanted: np.ndarray, excluded: Exclusions) -> list[Group]:
         """Which queries are searched together. One that is masked is alone: a search has one mask."""
@@ -200,12 +215,15 @@ class AnnIndex:
         ):
             candidates, width = top_k * max(1, self.rescored), self._width_for(top_k + num_out)
             if num_out > _MAX_OVERFETCH and self._searcher.masks and 2 * num_out < self.num_items:
+                fetch = self._fetch_size(2 * candidates)  # far down, codes tell items apart less well
                 skip = excluded.of(member)
-                plan.append(Group(self._fetch_size(candidates), width, np.array([member]), skip=skip))
+                plan.append(Group(fetch, top_k, width, np.array([member]), skip=skip))
             else:
                 key = (self._fetch_size(candidates + num_out), width)
                 together.setdefault(key, []).append(member)
-        plan += [Group(fetch, width, np.array(members)) for (fetch, width), members in together.items()]
+        for (fetch, width), members in together.items():
+            keep = int((wanted[members] + excluded.counts[members]).max())
+            plan.append(Group(fetch, min(keep, fetch), width, np.array(members)))
         return plan
 
     def _width_for(self, count: int) -> int:
@@ -228,9 +246,9 @@ class AnnIndex:
         """Search, wider and wider where an answer came back short; returns the members still short."""
         members, width = group.members, group.width
         while len(members):
-            scores, rows = self._searcher.search(queries[members], group.fetch, width, group.skip)
-            if self.rescored:
-                scores, rows = self._rescore(queries, members, rows, wanted, excluded)
+            scores, rows = self._searcher.search(
+                queries[members], fetch=group.fetch, keep=group.keep, width=width, skip=group.skip
+            )
             num_found = answer.put_allowed(members, scores, rows, excluded.allowed(members, rows))
             enough = np.minimum(wanted[members], self.num_items - excluded.counts[members])
             members = members[num_found < enough]
@@ -238,24 +256,6 @@ class AnnIndex:
                 break
             width = min(width * _WIDEN_BY, self._searcher.max_width)
         return members
-
-    def _rescore(
-        self,
-        queries: np.ndarray,
-        members: np.ndarray,
-        rows: np.ndarray,
-        wanted: np.ndarray,
-        excluded: Exclusions,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Exact scores of what was found, and the best of it first; what is left out scores -inf.
-
-        rows: (B, F)   -> (B, K), (B, K)
-        """
-        scores = rescore(self._items, queries[members], rows, self.metric)  # (B, F)
-        scores[~excluded.allowed(members, rows)] = -np.inf
-        top_k = min(int(wanted[members].max()), rows.shape[1])
-        best, place = torch.from_numpy(scores).topk(top_k, dim=1)
-        return best.numpy(), np.take_along_axis(rows, place.numpy(), axis=1)
 
     def _search_exactly(
         self, query: np.ndarray, top_k: int, excluded: np.ndarray

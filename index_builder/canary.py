@@ -18,6 +18,9 @@ from model.noise import request_key
 from model.two_tower import TwoTower
 
 CANARY_TOP_K = 100
+_MAX_REPLACED = 3
+"""Of 100, by an approximate index: FAISS in place of the native search of the same lists replaced none or one
+in 512 queries on 1M items, a user embedding rounded to bfloat16 up to two."""
 
 
 @dataclass(frozen=True)
@@ -65,27 +68,45 @@ def replay_canary(
     tolerance = tower.tolerance if tolerance is None else tolerance
     for case in cases:
         candidates, scores = _answer(model, index, item_ids, case, tower)
-        mismatch = canary_mismatch(case, candidates, scores, tolerance=tolerance)
+        replaced = 0 if index.exact else _MAX_REPLACED
+        mismatch = canary_mismatch(case, candidates, scores, tolerance=tolerance, max_replaced=replaced)
         if mismatch:
             raise BundleError(f"{case.user_id} does not give its recorded answer: {mismatch}")
 
 
 def canary_mismatch(
-    case: CanaryCase, candidates: list[str], scores: list[float], *, tolerance: float = 1e-3
+    case: CanaryCase,
+    candidates: list[str],
+    scores: list[float],
+    *,
+    tolerance: float = 1e-3,
+    max_replaced: int = 0,
 ) -> str | None:
     """What is wrong with an answer to `case`, or None.
 
     Another processor rounds otherwise, so scores may differ by `tolerance` times the largest score, and
-    candidates whose scores are that close may change places or fall off the end.
+    candidates whose scores are that close may change places or fall off the end. An approximate index may
+    then also look into another list: so many candidates may be others, and move the rest up or down.
     """
     if len(candidates) != len(case.candidates) or len(set(candidates)) != len(candidates):
         return f"{len(set(candidates))} distinct candidates, {len(case.candidates)} expected"
     allowed = tolerance * float(np.abs(case.scores).max(initial=0.0))
     expected = dict(zip(case.candidates, case.scores, strict=True))
+    others = 0
     for rank, (item_id, score) in enumerate(zip(candidates, scores, strict=True)):
-        right = (case.scores[rank], expected.get(item_id, case.scores[-1]))
-        if not all(abs(score - value) <= allowed for value in right):  # NaN must not pass
-            return f"rank {rank} is {item_id!r} ({score:.6g}), not {case.candidates[rank]!r} ({right[0]:.6g})"
+        here = case.scores[max(0, rank - max_replaced) : rank + max_replaced + 1]  # best first
+        in_place = here[-1] - allowed <= score <= here[0] + allowed  # NaN must not pass
+        if rank + max_replaced >= len(case.scores):
+            in_place = score <= here[0] + allowed
+        right = expected.get(item_id, case.scores[-1])
+        if in_place and abs(score - right) <= allowed:
+            continue
+        others += item_id not in expected
+        if not in_place or item_id in expected or others > max_replaced:
+            return (
+                f"rank {rank} is {item_id!r} ({score:.6g}), not {case.candidates[rank]!r} "
+                f"({case.scores[rank]:.6g})"
+            )
     return None
 
 

@@ -19,6 +19,7 @@ from model.checkpoint import Checkpoint
 from model.registry import build_model
 
 _NUM_CANARIES = 8
+_NUM_TUNING = 256
 _CANARY_LENGTH = 40
 _NUM_POPULAR = 1_000
 _FIRST_TIME = 1_700_000_000
@@ -64,6 +65,7 @@ def generate_checkpoint(
         item_ids=[f"{item_prefix}-{number}" for number in range(num_items)],
         popular=rng.permutation(num_items)[:_NUM_POPULAR].astype(np.int32) + 1,
         canary=[_sequence(rng, num_items) for _ in range(_NUM_CANARIES)],
+        tuning=[_sequence(rng, num_items) for _ in range(_NUM_TUNING)],
         metrics={},
         dataset_id=f"generated-{num_items}-{dim}-{seed}",
         seed=seed,

@@ -26,7 +26,8 @@ class Kind:
 
     make: (embeddings (M, D), metric, seed) -> FAISS index   holds_items: false when it searches the
     bundle's embeddings   rescored: candidates that get exact scores, per result asked for; 0 when the
-    index's own scores stand   masks: whether it can skip rows   form: (D, metric) -> dimension and FAISS
+    index's own scores stand   masks: whether it can skip rows   native: whether `native_lists` can search it
+    form: (D, metric) -> dimension and FAISS
     metric of the index   prepare: (queries (B, D), dimension of the
     index) -> queries as the index takes them, and what its scores must be multiplied by, (B, 1) or 1
     """
@@ -40,6 +41,7 @@ class Kind:
     form: Callable[[int, Metric], tuple[int, int]] = lambda dim, metric: (dim, faiss_metric(metric))
     prepare: Callable[[np.ndarray, int], tuple[np.ndarray, Any]] = lambda queries, dim: (queries, 1.0)
     on_gpu: bool = False
+    native: bool = False
     min_items: int = 1
     get_width: Callable[[Any], int] = lambda index: 0
     set_width: Callable[[Any, int], None] = lambda index, width: None
@@ -137,7 +139,8 @@ KINDS: dict[str, Kind] = {
     "ivf_pq_fs": Kind(
         _make_ivf_pq_fs,
         faiss.IndexIVFPQFastScan,
-        rescored=3,
+        rescored=2,
+        native=True,
         min_items=256,
         **_INVERTED_FILE,
     ),

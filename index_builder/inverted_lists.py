@@ -28,11 +28,14 @@ _HEAD_START = 0.3
 _SAMPLES_PER_LIST = 128
 _ITERATIONS = 10
 _ADD_ROWS = 65_536
+_MIN_GROUPS = 32
+_MIN_LISTED_CENTRES = 8_192
+_PROBES_FOR_CENTRE = 16
 
 
 def list_count(num_items: int) -> int:
-    """About 4·√M lists, each with enough items to find its centre from."""
-    return max(1, min(int(4 * num_items**0.5), num_items // 39))
+    """About 8·√M lists, each with enough items to find its centre from."""
+    return max(1, min(int(8 * num_items**0.5), num_items // 39))
 
 
 def index_dim(dim: int, metric: Metric) -> int:
@@ -46,8 +49,7 @@ def fill_inverted_file(index: Any, embeddings: np.ndarray, metric: Metric, seed:
     index: made with an `IndexFlatL2` as its quantizer, of `index_dim(D, metric)`   embeddings: (M, D)
     """
     centres = _centres(embeddings, index.nlist, metric, seed)  # (L, D or D + 1)
-    nearest = faiss.IndexFlatL2(index.d)
-    nearest.add(centres)
+    nearest = _nearest(centres)
     index.quantizer = nearest
     sample = _sample(embeddings, 65_536, seed)
     index.train(extended_items(sample, index.d))
@@ -84,27 +86,66 @@ def extended_queries(queries: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndar
 
 
 def _centres(embeddings: np.ndarray, num_lists: int, metric: Metric, seed: int) -> np.ndarray:
-    dim = embeddings.shape[1]
-    clustering = faiss.Clustering(dim, num_lists)
-    clustering.seed = seed + 1
-    clustering.niter = _ITERATIONS
-    clustering.min_points_per_centroid = 1  # the number of lists is chosen from M; no warning needed
-    clustering.max_points_per_centroid = _SAMPLES_PER_LIST
+    """-> (L, D or D + 1)"""
     sample = _sample(embeddings, num_lists * _SAMPLES_PER_LIST, seed)
-    nearest = faiss.IndexFlatL2(dim)
-    clustering.train(sample, nearest)
-    centres = nearest.reconstruct_n(0, num_lists)  # (L, D)
+    centres = _cluster_twice(sample, num_lists, seed)  # (L, D)
     if metric != "inner_product":
         return centres
-    squared, lists = nearest.search(sample, 1)  # (S, 1), (S, 1)
-    size = np.bincount(lists[:, 0], minlength=num_lists)
-    radius = np.sqrt(
-        np.bincount(lists[:, 0], weights=squared[:, 0], minlength=num_lists) / np.maximum(size, 1)
-    )
+    squared, lists = (found[:, 0] for found in _nearest(centres).search(sample, 1))  # (S,), (S,)
+    size = np.bincount(lists, minlength=num_lists)
+    radius = np.sqrt(np.bincount(lists, weights=squared, minlength=num_lists) / np.maximum(size, 1))
     items = size * (len(embeddings) / len(sample))
     head_start = _HEAD_START * radius * np.sqrt(np.log1p(items))  # (L,)
     head_start -= head_start.mean()  # kept small: it also counts, squared, when items choose their list
     return np.concatenate([centres, head_start[:, None].astype(np.float32)], axis=1)
+
+
+def _cluster_twice(sample: np.ndarray, num_lists: int, seed: int) -> np.ndarray:
+    """Centres of √L groups of items, then of each group as many as its size asks for: L in all.
+
+    One clustering into L takes √L times as long, and its lists were no better.   (S, D) -> (L, D)
+    """
+    num_groups = round(num_lists**0.5)
+    if num_groups < _MIN_GROUPS:
+        return _cluster(sample, num_lists, seed)
+    groups = _cluster(sample, num_groups, seed)
+    group = _nearest(groups).search(sample, 1)[1][:, 0]  # (S,)
+    order = np.argsort(group, kind="stable")
+    ends = np.cumsum(np.bincount(group, minlength=num_groups))
+    shares = np.round(ends * (num_lists / len(sample))).astype(int)  # cumulative, so that they add up to L
+    centres = []
+    for members, count in zip(np.split(order, ends[:-1]), np.diff(shares, prepend=0).tolist(), strict=True):
+        if count:
+            centres.append(_cluster(sample[members], count, seed))
+    return np.concatenate(centres)
+
+
+def _nearest(centres: np.ndarray) -> Any:
+    """What finds the centre that is nearest to an item; many centres are themselves put into lists.
+
+    centres: (L, D)   Of 16,000 centres 99.9 % are found so, in half the time.
+    """
+    dim = centres.shape[1]
+    index = faiss.IndexFlatL2(dim)
+    if len(centres) >= _MIN_LISTED_CENTRES:
+        index = faiss.IndexIVFFlat(index, dim, round(len(centres) ** 0.5))
+        index.cp.seed, index.nprobe = 1, _PROBES_FOR_CENTRE
+        index.train(centres)
+        index.make_direct_map()
+    index.add(np.ascontiguousarray(centres))
+    return index
+
+
+def _cluster(sample: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(S, D) -> (count, D), count at most S"""
+    clustering = faiss.Clustering(sample.shape[1], count)
+    clustering.seed = seed + 1
+    clustering.niter = _ITERATIONS
+    clustering.min_points_per_centroid = 1  # the number of lists is chosen from M; no warning needed
+    clustering.max_points_per_centroid = _SAMPLES_PER_LIST
+    nearest = faiss.IndexFlatL2(sample.shape[1])
+    clustering.train(np.ascontiguousarray(sample), nearest)
+    return nearest.reconstruct_n(0, count)
 
 
 def _sample(embeddings: np.ndarray, count: int, seed: int) -> np.ndarray:

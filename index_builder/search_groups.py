@@ -7,16 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MAX_FETCH_CPU = 16_384
+"""Beyond it one exact pass over the embeddings is no slower than a huge heap."""
+
 
 @dataclass(frozen=True)
 class Group:
     """Queries that are searched alike.
 
-    fetch: results asked of the engine, each   width: how much of an approximate index they visit
-    members: their places in the batch   skip: rows that the engine is to mask, for a single one
+    fetch: candidates asked of the engine, each   keep: how many of them may be needed
+    width: how much of an approximate index they visit   members: their places in the batch
+    skip: rows that the engine is to mask, for a single one
     """
 
     fetch: int
+    keep: int
     width: int
     members: np.ndarray
     skip: np.ndarray | None = None

@@ -1,7 +1,7 @@
-"""Where a search really runs: FAISS on the CPU, FAISS on a GPU, or a matrix product. One method each.
+"""Where a search really runs: FAISS on the CPU or on a GPU. One method each.
 
-`search` gives what the library gives: best first where its scores are final, row -1 where it found
-nothing, and no promise of K. `index_builder.ann` makes the promises.
+`search` gives what the library gives: best first, row -1 where it found nothing, and no promise of K.
+`index_builder.ann` makes the promises.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from index_builder.exact_search import MAX_SCORE
+from index_builder.exact_search import MAX_SCORE, rescore
 from index_builder.faiss_library import faiss, faiss_metric
 from index_builder.gpu_index import MAX_FETCH, to_gpu
 from index_builder.index_kinds import Kind
+from index_builder.search_groups import MAX_FETCH_CPU
 from model.two_tower import Metric
-
-_MAX_FETCH_CPU = 16_384  # beyond it one exact pass over the embeddings is no slower than a huge heap
 
 
 class Searcher(Protocol):
@@ -30,23 +29,26 @@ class Searcher(Protocol):
     max_width: int
 
     def search(
-        self, queries: np.ndarray, fetch: int, width: int, skip: np.ndarray | None = None
+        self, queries: np.ndarray, *, fetch: int, keep: int, width: int, skip: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """queries: (B, D)   skip: distinct rows, for the whole batch   -> scores (B, F), rows (B, F)"""
+        """The best `keep` of `fetch` candidates, or all of them where they are in order anyway.
+
+        queries: (B, D)   skip: distinct rows, for the whole batch   -> scores (B, K), rows (B, K)
+        """
 
 
 class FlatSearcher:
     """Exhaustive, over embeddings that belong to somebody else: nothing is held twice."""
 
     masks = False
-    max_fetch = _MAX_FETCH_CPU
+    max_fetch = MAX_FETCH_CPU
     max_width = 0
 
     def __init__(self, embeddings: np.ndarray, metric: Metric) -> None:
         self._embeddings, self._metric = embeddings, metric
 
     def search(
-        self, queries: np.ndarray, fetch: int, width: int, skip: np.ndarray | None = None
+        self, queries: np.ndarray, *, fetch: int, keep: int, width: int, skip: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         assert skip is None
         values, rows = faiss.knn(queries, self._embeddings, fetch, metric=faiss_metric(self._metric))
@@ -56,7 +58,7 @@ class FlatSearcher:
 class FaissSearcher:
     """A FAISS index on the CPU."""
 
-    max_fetch = _MAX_FETCH_CPU
+    max_fetch = MAX_FETCH_CPU
 
     def __init__(self, index: Any, spec: Kind, metric: Metric) -> None:
         self._index, self._spec, self._metric = index, spec, metric
@@ -64,7 +66,7 @@ class FaissSearcher:
         self.max_width = spec.max_width(index)
 
     def search(
-        self, queries: np.ndarray, fetch: int, width: int, skip: np.ndarray | None = None
+        self, queries: np.ndarray, *, fetch: int, keep: int, width: int, skip: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         queries, scale = self._spec.prepare(queries, self._index.d)
         parameters, _kept = self._parameters(fetch, width, skip)
@@ -92,7 +94,7 @@ class ListSearcher(FaissSearcher):
         self._half_squares = centres.square().sum(dim=1) / 2  # (L,)
 
     def search(
-        self, queries: np.ndarray, fetch: int, width: int, skip: np.ndarray | None = None
+        self, queries: np.ndarray, *, fetch: int, keep: int, width: int, skip: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         queries, scale = self._spec.prepare(queries, self._index.d)
         lists, list_values = self._best_lists(queries, width)
@@ -124,6 +126,24 @@ class ListSearcher(FaissSearcher):
         return np.ascontiguousarray(lists), np.ascontiguousarray(values, dtype=np.float32)
 
 
+class RescoringSearcher:
+    """Another searcher's candidates, in the order of their exact scores."""
+
+    def __init__(self, inner: Searcher, embeddings: np.ndarray, metric: Metric) -> None:
+        self._inner, self._metric = inner, metric
+        self._items = torch.from_numpy(embeddings)  # the same memory
+        self.masks, self.max_fetch, self.max_width = inner.masks, inner.max_fetch, inner.max_width
+
+    def search(
+        self, queries: np.ndarray, *, fetch: int, keep: int, width: int, skip: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        _, rows = self._inner.search(queries, fetch=fetch, keep=fetch, width=width, skip=skip)
+        scores = rescore(self._items, queries, rows, self._metric)  # (B, F)
+        scores[rows < 0] = -np.inf
+        best, place = torch.from_numpy(scores).topk(min(keep, rows.shape[1]), dim=1)
+        return best.numpy(), np.take_along_axis(rows, place.numpy(), axis=1)
+
+
 class GpuSearcher:
     """A FAISS index on a GPU (not run). `IDSelector` is ignored there, so it says that it masks nothing."""
 
@@ -138,7 +158,7 @@ class GpuSearcher:
         self._index, self._resources = to_gpu(index, embeddings, kind=kind, metric=metric, device=device)
 
     def search(
-        self, queries: np.ndarray, fetch: int, width: int, skip: np.ndarray | None = None
+        self, queries: np.ndarray, *, fetch: int, keep: int, width: int, skip: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         assert skip is None
         queries, scale = self._spec.prepare(queries, self._index.d)

@@ -1,7 +1,7 @@
 """A trained model on disk: what the index builder needs, and nothing that can run code.
 
-A checkpoint is a folder of `manifest.json`, `model.safetensors` and `item_ids.parquet`, written
-beside its final place and renamed, so that a reader never sees half of one.
+A checkpoint is a folder of `manifest.json`, `model.safetensors`, `item_ids.parquet` and `tuning.parquet`,
+written beside its final place and renamed, so that a reader never sees half of one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Checkpoint:
     """A model with all that must travel with it.
 
     item_ids: item_ids[m] has item index m + 1   popular: item indices, most popular first
-    canary: a few sequences of real behaviour   metrics: of the offline evaluation
+    canary: a few sequences of real behaviour   tuning: more of them, for the index to be tuned on; older
+    checkpoints have none   metrics: of the offline evaluation
     """
 
     model: TwoTower
@@ -51,6 +52,7 @@ class Checkpoint:
     metrics: dict[str, float]
     dataset_id: str
     seed: int
+    tuning: list[Sequence] = field(default_factory=list)
     git_commit: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -75,6 +77,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         weights = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.model.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
         pq.write_table(pa.table({"item_id": checkpoint.item_ids}), folder / "item_ids.parquet")
+        if checkpoint.tuning:
+            entries = [sequence_to_json(sequence) for sequence in checkpoint.tuning]
+            pq.write_table(pa.Table.from_pylist(entries), folder / "tuning.parquet")
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
     write_folder(path, write)
@@ -115,6 +120,11 @@ def _read(path: Path, device: str, read_model: Callable[[dict[str, Any], Path], 
         model = read_model(manifest, path / "model.safetensors")
         item_ids = pq.read_table(path / "item_ids.parquet")["item_id"].to_pylist()
         canary = [sequence_from_json(entry) for entry in manifest["canary"]]
+        tuning = []
+        if (path / "tuning.parquet").is_file():
+            tuning = [
+                sequence_from_json(entry) for entry in pq.read_table(path / "tuning.parquet").to_pylist()
+            ]
     except (
         KeyError,
         TypeError,
@@ -132,6 +142,7 @@ def _read(path: Path, device: str, read_model: Callable[[dict[str, Any], Path], 
         item_ids=item_ids,
         popular=np.array(manifest["popular"], dtype=np.int32),
         canary=canary,
+        tuning=tuning,
         metrics=manifest["metrics"],
         dataset_id=manifest["dataset_id"],
         seed=manifest["seed"],

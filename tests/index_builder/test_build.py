@@ -214,6 +214,29 @@ def test_a_canary_allows_rounding_and_near_ties_but_nothing_else(built):
     assert canary_mismatch(case, ["a", "b", "b"], [2.0, 1.0, 1.0])
 
 
+def test_an_approximate_answer_may_hold_a_few_other_candidates(built):
+    names = [f"item-{number}" for number in range(10)]
+    case = load_bundle(built).canary[0]
+    scores = [10.0 - number for number in range(10)]
+    case = dataclasses.replace(case, candidates=names, scores=scores, top_k=10)
+    lost = [*names[:4], *names[5:], "other"]  # item-4 was not looked at, the next best came instead
+    lost_scores = [10.0, 9.0, 8.0, 7.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5]
+    found = [*names[:4], "other", *names[4:9]]  # or one was found that had been missed
+    found_scores = [10.0, 9.0, 8.0, 7.0, 6.5, 6.0, 5.0, 4.0, 3.0, 2.0]
+    for candidates, scores in ((lost, lost_scores), (found, found_scores)):
+        assert canary_mismatch(case, candidates, scores)
+        assert canary_mismatch(case, candidates, scores, max_replaced=1) is None
+    two = [*names[:4], *names[6:], "other", "another"]
+    two_scores = [10.0, 9.0, 8.0, 7.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.4]
+    assert canary_mismatch(case, two, two_scores, max_replaced=1)
+    assert canary_mismatch(case, two, two_scores, max_replaced=2) is None
+    assert canary_mismatch(case, names, [10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 0.5], max_replaced=2)
+    swapped = [names[1], names[0], *names[2:]]
+    assert canary_mismatch(case, swapped, case.scores, max_replaced=2)
+    nan = [float("nan"), *case.scores[1:]]
+    assert canary_mismatch(case, ["other", *names[1:]], nan, max_replaced=2)
+
+
 def test_the_overlap_of_a_build_is_that_of_users_that_it_was_not_tuned_on(monkeypatch):
     items, users = generate_embeddings(2_000, 16, num_users=41)
     index = build_index(items, kind="ivf_flat")

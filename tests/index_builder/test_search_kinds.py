@@ -14,6 +14,7 @@ from index_builder.index_choice import CPU, CUDA, choose_kind
 from index_builder.inverted_lists import extended_queries
 from index_builder.overlap import ann_overlap, tune
 from index_builder.search_groups import Exclusions
+from index_builder.searchers import ListSearcher
 from index_builder.torch_search import TorchSearch
 from model.two_tower import Metric
 
@@ -62,7 +63,7 @@ def test_lists_here_need_fewer_visits_than_those_of_faiss(vectors):
 def test_lists_chosen_here_are_those_that_faiss_would_choose(vectors, kind, metric):
     items, users = vectors
     index = build_index(items[:5_000], kind=kind, metric=metric)
-    searcher = index._searcher
+    searcher = ListSearcher(index._index, index._spec, metric)
     prepared, _ = index._spec.prepare(users, index._index.d)
     lists, values = searcher._best_lists(prepared, 12)
     expected_values, expected = index._index.quantizer.search(prepared, 12)
