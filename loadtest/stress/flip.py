@@ -23,7 +23,7 @@ from index_builder.publish import Store
 from loadtest.stress.outcome import Options, check
 
 NAME = "flip"
-VERIFYING = frozenset({"bundle_files.py", "storage.py"})
+VERIFYING = frozenset({"bundle_files.py", "storage.py", "local_storage.py"})
 """Files of index_builder that look at bytes without reading a meaning into them, the manifest's apart."""
 
 _NUM_ITEMS = 500

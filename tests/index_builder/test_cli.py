@@ -52,7 +52,7 @@ def test_build_publishes_what_verify_and_list_then_show(index, build):
     status, out, _ = index("verify", store, "--threads", 1)
     assert status == 0
     assert bundle_id in out
-    assert "verified    yes: 6 files and 3 canary answers are right" in out
+    assert "verified    yes: 7 files and 3 canary answers are right" in out
     status, out, _ = index("list", store)
     header, row = out.splitlines()
     assert header.split() == ["bundle", "model", "items", "created", "recall@20"]
@@ -98,7 +98,7 @@ def test_a_generated_bundle_is_published_and_verifies(index, tmp_path):
     status, out, err = index("generate", 700, "--out", tmp_path / "store", "--dim", 8)
     assert status == 0, err
     assert "items       700 of 8 dimensions" in out
-    assert "yes: 6 files and 8 canary answers are right" in index("verify", tmp_path / "store")[1]
+    assert "yes: 7 files and 8 canary answers are right" in index("verify", tmp_path / "store")[1]
 
 
 def test_an_index_kind_is_chosen_by_name(index, build):
