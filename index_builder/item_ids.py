@@ -25,26 +25,20 @@ def write_item_ids(path: Path, item_ids: Sequence[str]) -> None:
     if len(set(item_ids)) != len(item_ids) or not all(isinstance(item_id, str) for item_id in item_ids):
         raise ValueError("item ids must be distinct strings")
     keys = [item_id.encode() for item_id in item_ids]
-    text, offset = text_arrays(keys)
+    offset = np.zeros(len(keys) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, keys), np.int64, len(keys)), out=offset[1:])
     bucket = np.fromiter(map(zlib.crc32, keys), np.uint32, len(keys)) & np.uint32(_num_buckets(len(keys)) - 1)
     row = np.argsort(bucket, kind="stable").astype(np.uint32)
     start = np.searchsorted(bucket[row], np.arange(_num_buckets(len(keys)) + 1, dtype=np.int64))
     write_tensors(
         path,
         {
-            "text": text,
+            "text": np.frombuffer(b"".join(keys), dtype=np.uint8),
             "offset": offset,  # (M + 1,) key m is text[offset[m] : offset[m + 1]]
             "bucket_row": row,  # (M,) rows, bucket by bucket
             "bucket_start": start.astype(np.uint32),  # where in them each bucket begins
         },
     )
-
-
-def text_arrays(keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Keys as one text, and where each begins and ends in it.   -> (bytes,) uint8, (len(keys) + 1,) int64"""
-    offset = np.zeros(len(keys) + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, keys), np.int64, len(keys)), out=offset[1:])
-    return np.frombuffer(b"".join(keys), dtype=np.uint8), offset
 
 
 def read_item_ids(path: Path) -> tuple[ItemIds, Mapping[str, int]]:
