@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from index_builder.storage import Storage, open_storage
+from index_builder.storage import Storage, StoreError, open_storage
 
 DELTA = "DELTA"
 FORMAT_VERSION = 1
@@ -35,6 +36,7 @@ KEEP_ITEMS_DAYS = 3.0
 KEEP_DELETED_DAYS = 30.0
 """How long `fold` keeps a deletion that a new bundle knows of: older bundles and logs still hold the item."""
 _DAY_S = 86_400
+_MAX_ATTEMPTS = 20
 
 
 class DeltaError(ValueError):
@@ -188,14 +190,21 @@ class DeltaFile:
     def _change(self, change: Callable[[Delta, int], Delta]) -> Delta:
         if not self._storage.exists():
             raise DeltaError(f"no bundle store at {self.url}: build a bundle first, or check the path")
-        with self._storage.lock():
-            before, now = self.read(), int(time.time())
-            after = change(before, now)
-            if after == before:
-                return before
-            data = encode_delta(replace(after, revision=before.revision + 1, updated=now))
-            self._storage.replace(DELTA, data)
-        return decode_delta(data)
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            with self._storage.lock():
+                before, now = self.read(), int(time.time())
+                after = change(before, now)
+                if after == before:
+                    return before
+                data = encode_delta(replace(after, revision=before.revision + 1, updated=now))
+                try:
+                    self._storage.replace(DELTA, data)
+                    return decode_delta(data)
+                except StoreError as error:  # where no lock keeps others out: one of them was faster
+                    if attempt == _MAX_ATTEMPTS:
+                        raise DeltaError(f"{error} ({attempt} times)") from error
+            time.sleep(random.uniform(0, 0.05 * attempt))  # two that met once would meet again
+        raise AssertionError("the last attempt returns or raises")
 
 
 def encode_delta(delta: Delta) -> bytes:

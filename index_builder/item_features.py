@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from index_builder.item_definitions import tokens_of
-from index_builder.item_ids import ItemIds, text_arrays
+from index_builder.item_ids import ItemIds
 from index_builder.mapped_tensors import map_tensors, write_tensors
 
 MAX_TOKENS = 20_000
@@ -93,8 +93,13 @@ def fit_features(
 
 def write_features(path: Path, features: ItemFeatures) -> None:
     """Write them as a safetensors file."""
-    text, offset = text_arrays([token.encode() for token in features.tokens])
-    tensors = {"text": text, "offset": offset, "embeddings": features.embeddings, "mean": features.mean}
+    keys = [token.encode() for token in features.tokens]
+    tensors = {
+        "text": np.frombuffer(b"".join(keys), dtype=np.uint8),
+        "offset": np.cumsum([0, *map(len, keys)], dtype=np.int64),  # (F + 1,) as in item ids
+        "embeddings": features.embeddings,
+        "mean": features.mean,
+    }
     write_tensors(path, tensors)
 
 

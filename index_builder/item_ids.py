@@ -50,13 +50,6 @@ def write_item_ids(path: Path, item_ids: Sequence[str]) -> None:
     )
 
 
-def text_arrays(keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Keys as one text, and where each begins and ends in it.   -> (bytes,) uint8, (len(keys) + 1,) int64"""
-    offset = np.zeros(len(keys) + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, keys), np.int64, len(keys)), out=offset[1:])
-    return np.frombuffer(b"".join(keys), dtype=np.uint8), offset
-
-
 def _check_distinct(item_ids: Sequence[str], checksum: np.ndarray) -> None:
     """Only ids of one checksum are compared: a set of all would take as much as the ids.   checksum: (M,)"""
     order = np.argsort(checksum, kind="stable")
