@@ -94,7 +94,7 @@ def fit_features(
 def write_features(path: Path, features: ItemFeatures) -> None:
     """Write them as a safetensors file."""
     keys = [token.encode() for token in features.tokens]
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "text": np.frombuffer(b"".join(keys), dtype=np.uint8),
         "offset": np.cumsum([0, *map(len, keys)], dtype=np.int64),  # (F + 1,) as in item ids
         "embeddings": features.embeddings,
