@@ -62,16 +62,17 @@ def test_added_items_are_served_though_nobody_consumed_them():
     assert served(log, pending=pending, rule=RetirementRule(below=2)) == ["a", "new"]
 
 
-def test_deleted_items_stay_away_until_they_are_consumed_later_added_again_or_taken_back():
+def test_deleted_items_stay_away_until_they_are_added_again_or_taken_back():
     log = log_of({"a": [0], "b": [3]})
     first = choose_served(log, None, 0, pending=Pending(deleted={"b": TODAY - 3}), rule=RetirementRule())
     assert list(first.ids(log.item_ids)) == ["a"]
-    forgotten = Pending(keeps_deleted_days=0)
+    forgotten = Pending(forgotten_until=TODAY)
     assert served(log, first, 2, pending=forgotten) == ["a"]
-    assert served(log_of({"a": [0], "b": [2]}), first, 2, pending=forgotten) == ["a", "b"]
-    again = Pending(similar={"b": {"a": 1.0}}, keeps_deleted_days=0)
+    consumed_later = log_of({"a": [0], "b": [2]})
+    assert served(consumed_later, first, 2, pending=forgotten) == ["a"]
+    again = Pending(similar={"b": {"a": 1.0}}, forgotten_until=TODAY)
     assert served(log, first, 2, pending=again) == ["a", "b"]
-    assert served(log, first, 2, pending=Pending(keeps_deleted_days=30)) == ["a", "b"]  # gone too soon
+    assert served(log, first, 2, pending=Pending(forgotten_until=TODAY - 30)) == ["a", "b"]  # gone too soon
 
 
 def test_a_rule_that_leaves_nothing_or_makes_no_sense_is_refused():
