@@ -103,7 +103,7 @@ def write_bundle_files(
     index.save(folder / bundle_files.INDEX)
     write_item_ids(folder / bundle_files.ITEM_IDS, item_ids)
     (folder / bundle_files.POPULAR).write_bytes(json.dumps(list(popular), ensure_ascii=False).encode())
-    (folder / bundle_files.CANARY).write_bytes(encode_canary(canary, list(item_ids)))
+    (folder / bundle_files.CANARY).write_bytes(encode_canary(canary, item_ids))
 
 
 def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) -> Bundle:
