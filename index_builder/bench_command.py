@@ -1,4 +1,4 @@
-"""`t2diff-index bench`, `bench-build`: which kind of index is fastest, and what building costs, here."""
+"""`t2diff-index bench`: which kind of index is fastest at which size, on this machine."""
 
 from __future__ import annotations
 
@@ -68,20 +68,3 @@ def bench(
         command = " ".join(["t2diff-index", *sys.argv[1:]])
         path = write_report(out, measured, command=command, top_k=top_k, target_overlap=overlap, data=data)
         print(f"wrote {path}", file=sys.stderr)
-
-
-def bench_build(
-    items: Annotated[str, typer.Option(help="Numbers of generated items, separated by commas.")] = (
-        "1000000,10000000"
-    ),
-    kinds: Annotated[str, typer.Option(help="Kinds of index, by commas; auto as for build.")] = "flat,auto",
-    dim: Annotated[int, typer.Option(min=4, help="Dimensions of the embeddings.")] = 64,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where to build; it needs three times the largest bundle's size.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write a dated report there.")] = None,
-) -> None:
-    """Build generated bundles in fresh processes and report their memory and time."""
-    from index_builder.build_report import report_builds
-
-    report_builds(items, kinds, dim=dim, folder=folder, out=out)

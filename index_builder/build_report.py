@@ -31,7 +31,7 @@ _COLUMNS = (
 )
 
 
-def report_builds(items: str, kinds: str, *, dim: int, folder: Path | None, out: Path | None) -> None:
+def bench_build(items: str, kinds: str, *, dim: int, folder: Path | None, out: Path | None) -> None:
     """Build generated bundles in fresh processes and report their memory and time."""
     sizes = parse_sizes(items)
     load_before = os.getloadavg()[0]

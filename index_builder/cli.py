@@ -22,7 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from index_builder.bench_command import bench, bench_build
+from index_builder.bench_command import bench
 from index_builder.prune_command import prune
 from index_builder.publish import BundleSummary, Store
 
@@ -159,7 +159,24 @@ def rollback(
 
 app.command()(prune)
 app.command()(bench)
-app.command("bench-build", hidden=True)(bench_build)
+
+
+@app.command("bench-build", hidden=True)
+def bench_build(
+    items: Annotated[str, typer.Option(help="Numbers of generated items, separated by commas.")] = (
+        "1000000,10000000"
+    ),
+    kinds: Annotated[str, typer.Option(help="Kinds of index, by commas; auto as for build.")] = "flat,auto",
+    dim: Annotated[int, typer.Option(min=4, help="Dimensions of the embeddings.")] = 64,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to build; it needs three times the largest bundle's size.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write a dated report there.")] = None,
+) -> None:
+    """Build generated bundles in fresh processes and report their memory and time."""
+    from index_builder.build_report import bench_build
+
+    bench_build(items, kinds, dim=dim, folder=folder, out=out)
 
 
 @app.command(hidden=True)
