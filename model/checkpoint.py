@@ -76,9 +76,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     def write(folder: Path) -> None:
         weights = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.model.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
-        pq.write_table(
-            pa.table({"item_id": pa.array(checkpoint.item_ids, pa.string())}), folder / "item_ids.parquet"
-        )
+        pq.write_table(pa.table({"item_id": checkpoint.item_ids}), folder / "item_ids.parquet")
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
     write_folder(path, write)
