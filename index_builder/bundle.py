@@ -123,7 +123,7 @@ def write_bundle_files(
         write_features(folder / bundle_files.FEATURES, features)
     write_item_rows(folder / bundle_files.ITEM_ROWS, rows, len(item_ids))
     (folder / bundle_files.POPULAR).write_bytes(json.dumps(list(popular), ensure_ascii=False).encode())
-    (folder / bundle_files.CANARY).write_bytes(encode_canary(canary, list(item_ids)))
+    (folder / bundle_files.CANARY).write_bytes(encode_canary(canary, item_ids))
 
 
 def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) -> Bundle:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Callable
+from collections.abc import Sequence as Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.batch import Sequence
+from model.id_column import IdColumn
 from model.registry import build_model
 from model.two_tower import TwoTower
 from model.unfilled import Unfilled
@@ -46,7 +48,7 @@ class Checkpoint:
     model: TwoTower
     model_name: str
     model_config: dict[str, Any]
-    item_ids: list[str]
+    item_ids: Collection[str]
     popular: np.ndarray
     canary: list[Sequence]
     metrics: dict[str, float]
@@ -90,18 +92,24 @@ def load_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
 
     Raises CheckpointError when the folder is missing, damaged or of another format.
     """
-    return _read(path, device, _filled_model)
+    return _read(path, device, _filled_model, lambda column: column.to_pylist())
 
 
 def map_checkpoint(path: Path) -> Checkpoint:
-    """The same on the CPU, with the weights mapped from their file: for reading a model, not for training it.
+    """The same on the CPU, held in little memory: for reading a model, not for training it.
 
-    Memory then holds what is read of them, as a copy that the system may drop.
+    The weights are mapped from their file: memory holds what is read of them, as a copy that the system may
+    drop. The item ids stay an Arrow column.
     """
-    return _read(path, "cpu", _mapped_model)
+    return _read(path, "cpu", _mapped_model, IdColumn)
 
 
-def _read(path: Path, device: str, read_model: Callable[[dict[str, Any], Path], TwoTower]) -> Checkpoint:
+def _read(
+    path: Path,
+    device: str,
+    read_model: Callable[[dict[str, Any], Path], TwoTower],
+    hold_ids: Callable[[pa.ChunkedArray], Collection[str]],
+) -> Checkpoint:
     path = Path(path)
     recover_folder(path)
     recover_folder(path / "checkpoint")
@@ -118,7 +126,8 @@ def _read(path: Path, device: str, read_model: Callable[[dict[str, Any], Path], 
                 f"{FORMAT_VERSION}; train it again"
             )
         model = read_model(manifest, path / "model.safetensors")
-        item_ids = pq.read_table(path / "item_ids.parquet")["item_id"].to_pylist()
+        item_ids = hold_ids(pq.read_table(path / "item_ids.parquet")["item_id"])
+        pa.default_memory_pool().release_unused()
         canary = [sequence_from_json(entry) for entry in manifest["canary"]]
         tuning = []
         if (path / "tuning.parquet").is_file():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.batch import Sequence
-from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, map_checkpoint, save_checkpoint
 from model.registry import build_model
 from tests.model.conftest import TINY
 
@@ -61,8 +61,9 @@ def test_missing_and_damaged_checkpoints_are_refused_in_words(tmp_path: Path) ->
         save_checkpoint(tmp_path / name, _checkpoint())
         data = (tmp_path / name / name).read_bytes()
         (tmp_path / name / name).write_bytes(data[: len(data) // 2])
-        with pytest.raises(CheckpointError, match="is damaged"):
-            load_checkpoint(tmp_path / name)
+        for read in (load_checkpoint, map_checkpoint):
+            with pytest.raises(CheckpointError, match="is damaged"):
+                read(tmp_path / name)
 
 
 def test_a_kill_between_the_two_moves_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,3 +84,21 @@ def test_a_kill_between_the_two_moves_loses_nothing(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "run" / "checkpoint").exists()
     assert load_checkpoint(tmp_path / "run").seed == 7
     assert (tmp_path / "run" / "checkpoint").is_dir()
+
+
+def test_a_mapped_checkpoint_is_the_same_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", _checkpoint())
+    loaded, mapped = load_checkpoint(tmp_path / "c"), map_checkpoint(tmp_path / "c")
+    for name, weight in loaded.model.state_dict().items():
+        assert torch.equal(mapped.model.state_dict()[name], weight), name
+    assert mapped.item_ids == loaded.item_ids
+    assert list(mapped.item_ids) == loaded.item_ids
+    last = len(loaded.item_ids) - 1
+    assert mapped.item_ids[last] == mapped.item_ids[-1] == loaded.item_ids[-1]
+    for part in (slice(1, 3), slice(3, 1), slice(None, None, 2), slice(None, None, -1), slice(0, 10**6)):
+        assert mapped.item_ids[part] == loaded.item_ids[part]
+    save_checkpoint(tmp_path / "again", mapped)
+    assert load_checkpoint(tmp_path / "again").item_ids == loaded.item_ids
+    with pytest.raises(IndexError):
+        mapped.item_ids[last + 1]
+    assert not mapped.model.training
