@@ -209,7 +209,7 @@ def test_another_model_keeps_the_rows_and_is_trained_from_scratch(folder):
 
 def too_fast(settings: nightly.NightSettings) -> nightly.NightSettings:
     """Trained with a learning rate at which nothing is learnt."""
-    return dataclasses.replace(settings, later=dataclasses.replace(settings.later, learning_rate=0.3))
+    return dataclasses.replace(settings, later=dataclasses.replace(settings.later, learning_rate=1.0))
 
 
 STRICT = dataclasses.replace(SETTINGS.limits, max_recall_drop=-10.0)
