@@ -257,7 +257,7 @@ def test_a_build_from_a_mistyped_learning_rate_is_refused(folder):
     night(good, folder)
     limits = dataclasses.replace(SETTINGS.limits, max_mrr_drop=GateLimits().max_mrr_drop)
     refused = night(too_fast(SETTINGS), folder, limits=limits)
-    assert (refused["outcome"], refused["refused_by"]) == ("refused", ["recall_at_20_drop"])
+    assert (refused["outcome"], refused["refused_by"]) == ("refused", ["mrr_at_20_drop"])
     assert night(SETTINGS, folder, limits=limits)["outcome"] == "published"
 
 
