@@ -45,7 +45,7 @@ def _measure(run: Run, split: Split, report: Report) -> None:
     reference = item_reference(split.train)
     figures: dict[str, Any] = {
         **parameter_counts(trained.model),
-        "train_seconds": round(state["seconds"], 1),
+        "train_seconds": round(state["seconds"], 3),
         "epochs": state["epoch"],
         "best_epoch": state["best_epoch"],
         "train_targets_per_second": _targets_per_second(split, state),

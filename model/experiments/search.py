@@ -119,7 +119,7 @@ def carry_out_trial(run: Run, split: Split, report: Report) -> None:
         record = {
             "epochs_run": state["epoch"],
             "best_epoch": state["best_epoch"],
-            "train_seconds": round(state["seconds"], 1),  # all attempts of an interrupted trial together
+            "train_seconds": round(state["seconds"], 3),  # all attempts of an interrupted trial together
             "wall_seconds": round(time.monotonic() - began, 1),  # of the attempt that ended
             "validation": {name: round(value, 6) for name, value in metrics_of_ranks(ranks).items()},
             "git_commit": trained.git_commit,
