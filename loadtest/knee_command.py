@@ -16,6 +16,7 @@ import typer
 
 from loadtest.arrivals import check_schedule
 from loadtest.command_options import JsonFile, ReportFolder, err, this_command, write_figures
+from loadtest.core_sharing import slowdown
 from loadtest.errors import LoadtestError
 from loadtest.generator import MAX_CONNECTIONS
 from loadtest.knee_bench import FLOOR, VARIANTS, Figures, KneeBench, knee_figures
@@ -91,6 +92,7 @@ def knee(
         figures |= {f"{served.name}_rss_bytes": served.memory_bytes() for served in services}
     late = {one.name for one in bench.measured if not one.held and one.probe.generator_late}
     figures |= {f"{name}_limited_by_generator": name in late and name == FLOOR for name in knees}
+    figures["slowdown_by_generator_cpus"] = slowdown(on_server, on_generator)
     figures |= {
         "date": started.isoformat(timespec="seconds"),
         "command": this_command(),

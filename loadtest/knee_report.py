@@ -31,6 +31,8 @@ def knee_report(figures: Figures, measured: Sequence[Measured]) -> str:
         "",
         f"{figures['cpu']}; service on CPUs {figures['server_cpus']}, generator on "
         f"{figures['generator_cpus']}; commit {figures['commit']}; index {figures['index']}.",
+        f"While the generator's CPUs are busy, a loop on the service's takes "
+        f"{_number(figures['slowdown_by_generator_cpus'])} times as long (2: threads of one core).",
         f"A rate holds with 99 % of it achieved, no error, nothing degraded or short, p99 up to "
         f"{figures['p99_limit_ms']} ms.",
         "",

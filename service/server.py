@@ -36,6 +36,9 @@ from service.settings import ServiceSettings, SettingsError, environment_variabl
 logger = logging.getLogger("t2diff.server")
 SWITCH_INTERVAL_S = 0.0005
 """How long the device thread may keep Python to itself when the event loop has work (default 5 ms)."""
+_GC_THRESHOLDS = (50_000, 20, 20)
+"""An answer allocates hundreds of objects that its end frees; the defaults looked at them several times a
+request, for a tenth of the event loop's time."""
 KEEP_ALIVE_S = 75
 """Longer than clients and proxies keep idle connections: they close first and never meet a closed one."""
 
@@ -114,6 +117,7 @@ async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService
                 raise StartError(f"{_named(name)}: {first['reason']}")
             gc.collect()
             gc.freeze()  # what lives as long as the bundle need not be looked at again and again
+            gc.set_threshold(*_GC_THRESHOLDS)
             if not await _reachable(store):
                 redis_shown += ", not reachable now: the fallback answers until it is"
             yield service, reloader, redis_shown

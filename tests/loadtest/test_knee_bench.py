@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from loadtest.core_sharing import slowdown
 from loadtest.knee_bench import Measured, knee_figures
 from loadtest.probe import summarise
 from loadtest.served import CpuUsed
@@ -80,3 +81,7 @@ def test_the_command_measures_real_services_and_leaves_a_report(tmp_path):
         "probes.json",
     }
     assert json.loads((folder / "figures.json").read_text()) == figures
+
+
+def test_a_busy_neighbour_on_the_same_cpu_takes_half_of_it():
+    assert slowdown([0], [0]) > 1.3
