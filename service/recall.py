@@ -174,7 +174,8 @@ class RecallService:
                 "index": manifest["index"]["kind"],
                 "device": engine.device,
                 "tower_engine": engine.tower.name,
-            }
+            },
+            manifest["created"],
         )
 
     def check_ready(self) -> None:
