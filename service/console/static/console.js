@@ -162,8 +162,10 @@ function showAnswer(answer, fresh) {
     drawPath(path, answer.generation);
     parts.push(
       element("h3", {}, "The diffusion"),
-      element("figure", {}, element("figcaption", {}, "Cosine of x̂ at each step to the final x̂"), cosine),
-      element("figure", {}, element("figcaption", {}, "From noise (dashed) to intent (orange: x̂), among items (grey), history (blue) and candidates (green)"), path),
+      element("div", { class: "row" },
+        element("figure", {}, element("figcaption", {}, "Cosine of x̂ at each step to the final x̂"), cosine),
+        element("figure", {}, element("figcaption", {}, "From noise (dashed) to intent (orange: x̂), among items (grey), history (blue) and candidates (green)"), path),
+      ),
     );
   }
   return element("article", {}, ...parts);
