@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +215,33 @@ def pods(folder: str) -> list[dict[str, Any]]:
     found = [d["spec"]["template"]["spec"] for d in documents if d["kind"] == "Deployment"]
     nights = (d["spec"]["jobTemplate"]["spec"] for d in documents if d["kind"] == "CronJob")
     return found + [job["template"]["spec"] for job in nights]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_every_command_has_the_options_that_it_is_given(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+    text = re.sub(r"\s+", " ", " ".join(lines))
+    for package, words in re.findall(r"t2diff-(index|model) ((?:[a-z]+)(?: [^;&|']+)?)", text):
+        if package == "index" and words.split()[0] == "nightly":
+            known = subprocess.run(
+                [sys.executable, "-m", "index_builder.cli", "nightly", "--help"],
+                capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"},
+            ).stdout  # fmt: skip
+            assert [flag for flag in re.findall(r"--[a-z-]+", words) if flag not in known] == []
+
+
+def test_the_first_night_of_compose_runs(tmp_path: Path) -> None:
+    """The nightly service's own shell script, with its folders moved; no container engine runs it here."""
+    compose = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
+    (shell, flags, script) = compose["services"]["nightly"]["command"]
+    for name in ("logs", "state", "bundles"):
+        (tmp_path / name).mkdir()
+        script = re.sub(rf"(?<![\w/])/{name}\b", str(tmp_path / name), script)
+    bin_folder = Path(sys.executable).parent
+    script = script.replace("$$", "$").replace(
+        'synthesize "$logs"', 'synthesize "$logs" --users 60 --items 40'
+    )
+    script = script.replace("t2diff-index nightly", "t2diff-index nightly --epochs 1 --set embedding_dim=8")
+    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    ran = subprocess.run([shell, flags, script], env=environment, capture_output=True, text=True, check=False)
+    assert json.loads(ran.stdout.splitlines()[-1])["outcome"] in ("published", "refused"), ran.stderr
