@@ -4,8 +4,8 @@
         answer = client.recall("user-17", top_k=200)
 
 What failed before an answer may be asked again, for every call repeats safely: a recall changes nothing, and
-an event is kept once. Retries share the call's deadline, and a budget over all calls: when the service is down,
-a caller that asks again and again only keeps it down.
+an event is kept once. Retries share the call's deadline, and a budget over all calls: when the service is
+down, a caller that asks again and again only keeps it down.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def rank(user_id: str, candidates: Sequence[Candidate]) -> list[Candidate]:
 
 def main(url: str, user_id: str) -> None:
     """Print the ten best, or say why there are none."""
-    with RecallClient(url, deadline_ms=200) as client:
+    with RecallClient(url, deadline_ms=1000) as client:
         try:
             answer = client.recall(user_id, top_k=200)
         except RecallUnavailableError as error:
