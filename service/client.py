@@ -231,7 +231,9 @@ def _problem(response: httpx.Response) -> Problem:
         return Problem.model_validate_json(response.content)
     except ValueError:
         status = response.status_code
-        return Problem(type="about:blank", title=response.reason_phrase, status=status, detail="no details")
+        return Problem(
+            type="about:blank", title=response.reason_phrase, status=status, detail="-", bundle=None
+        )
 
 
 def _named(error: httpx.TransportError) -> str:

@@ -70,7 +70,11 @@ class _Console:
             behaviours = None  # the answer below says so
         behaviours = behaviours or StoredSequence([], [])
         request = RecallRequest(
-            user_id=asked.user_id, top_k=asked.top_k, exclude_seen=asked.exclude_seen, seed=asked.seed
+            user_id=asked.user_id,
+            top_k=asked.top_k,
+            exclude_seen=asked.exclude_seen,
+            seed=asked.seed,
+            sequence=None,
         )
         recalled = await self._service.recall(request, deadline)
         engine = self._engine_that_answered(recalled)
