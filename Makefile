@@ -12,13 +12,14 @@ DEMO_ARGS ?=
 ONLY ?=
 NIGHTLY_DEMO_ARGS ?=
 
-.PHONY: help venv demo nightly-demo test stress lint clean
+.PHONY: help venv demo nightly-demo test stress console lint clean
 
 help:
 	@echo "make demo    train, build a bundle, start Redis and the service, recall (DATA=log, DEMO_EXIT=1)"
 	@echo "make nightly-demo  three nights while a service answers; the second build is bad and refused"
 	@echo "make test    run every test"
 	@echo "make stress  faults and swaps under load on real processes (ONLY=\"swap flip\": these)"
+	@echo "make console the console's tests in a real browser, and its pictures into docs/console"
 	@echo "make lint    ruff and mypy"
 	@echo "make venv    only the environment, in $(VENV)"
 	@echo "make clean   remove environment, caches and what the demo wrote"
@@ -44,6 +45,12 @@ test: $(READY)
 
 stress: $(READY)
 	$(BIN)/python -m loadtest.stress.run $(ONLY)
+
+console: $(READY)
+	@command -v chromedriver >/dev/null || { echo "chromium and chromedriver are needed: apt-get install chromium chromium-driver"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock "selenium>=4.20"
+	mkdir -p docs/console
+	CONSOLE_SCREENSHOTS=docs/console $(BIN)/python -m pytest tests/end_to_end/test_console.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

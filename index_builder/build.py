@@ -53,6 +53,7 @@ def build_bundle(
     device: str = "cpu",
     target_overlap: float = 0.99,
     catalogue: Mapping[str, Sequence[str]] | None = None,
+    titles: Mapping[str, str] | None = None,
     report: Callable[[str], None] = lambda stage: None,
 ) -> str:
     """Build a bundle, add it to `store` without publishing it, and return its id.
@@ -61,6 +62,7 @@ def build_bundle(
     device: where the index is searched while it is measured   target_overlap: what an approximate index
     is tuned to, as overlap with exact search at 100   report: called with each of STAGES as it begins
     catalogue: item id -> features, by which new items can then be placed
+    titles: item id -> title, shown to people
     Raises ValueError for a checkpoint that cannot make a bundle, QualityError (a ValueError) for a build
     that fails a check, BundleError when the finished bundle does not read back right.
     """
@@ -71,6 +73,7 @@ def build_bundle(
         device=device,
         target_overlap=target_overlap,
         catalogue=catalogue,
+        titles=titles,
         report=report,
     )
     report(STAGES[4])
@@ -97,6 +100,7 @@ class Draft:
     canary: list[CanaryCase]
     popular: list[str]
     features: ItemFeatures | None
+    titles: Mapping[str, str] | None
     manifest: dict[str, Any]
 
     def write(self, folder: Path) -> None:
@@ -111,6 +115,7 @@ class Draft:
             popular=self.popular,
             canary=self.canary,
             features=self.features,
+            titles=self.titles,
         )
 
 
@@ -122,6 +127,7 @@ def draft_bundle(
     device: str = "cpu",
     target_overlap: float = 0.99,
     catalogue: Mapping[str, Sequence[str]] | None = None,
+    titles: Mapping[str, str] | None = None,
     report: Callable[[str], None] = lambda stage: None,
 ) -> Draft:
     """Embed, index, measure, record: the parameters, and what is raised, as of `build_bundle`."""
@@ -155,6 +161,7 @@ def draft_bundle(
         canary=record_canary(model, index, rows.ids(ids), checkpoint.canary),
         popular=popular,
         features=None if catalogue is None else _features(checkpoint, rows, embeddings, catalogue),
+        titles=titles,
         manifest=_manifest(checkpoint, embeddings, index, checks, len(queries), len(popular)),
     )
 

@@ -30,6 +30,7 @@ from index_builder.item_rows import ItemRows, read_item_rows, write_item_rows
 from index_builder.mapped_tensors import map_weights, write_weights
 from index_builder.pointer import read_pointer
 from index_builder.storage import StoreError, open_storage
+from index_builder.titles import map_titles, write_titles
 from model.registry import build_model
 from model.two_tower import TwoTower
 from model.unfilled import Unfilled
@@ -49,6 +50,7 @@ class Bundle:
     rows: which items are served, and what else a nightly build must know of each
     popular: served item ids, most popular first   canary: sequences with the candidates that they must give
     features: what features say of an item, or None when the bundle was built without a catalogue
+    titles: of each row of the vocabulary, empty where unknown; None without a catalogue that has titles
     """
 
     bundle_id: str
@@ -63,6 +65,7 @@ class Bundle:
     popular: list[str]
     canary: list[CanaryCase]
     features: ItemFeatures | None = None
+    titles: Sequence[str] | None = None
 
     @property
     def model_name(self) -> str:
@@ -109,11 +112,13 @@ def write_bundle_files(
     popular: Sequence[str],
     canary: Sequence[CanaryCase],
     features: ItemFeatures | None = None,
+    titles: Mapping[str, str] | None = None,
     rows: ItemRows = ItemRows(),
 ) -> None:
     """Everything of a bundle but its manifest, which `bundle_files.seal` adds.
 
     item_ids: of every row of the model   rows: which of them are served   item_embeddings: of those
+    titles: item id -> title
     """
     write_weights(folder / bundle_files.WEIGHTS, model.state_dict())
     write_item_embeddings(folder / bundle_files.ITEM_EMBEDDINGS, item_embeddings, model.state_dict())
@@ -121,6 +126,8 @@ def write_bundle_files(
     write_item_ids(folder / bundle_files.ITEM_IDS, item_ids)
     if features is not None:
         write_features(folder / bundle_files.FEATURES, features)
+    if titles:
+        write_titles(folder / bundle_files.TITLES, item_ids, titles)
     write_item_rows(folder / bundle_files.ITEM_ROWS, rows, len(item_ids))
     (folder / bundle_files.POPULAR).write_bytes(json.dumps(list(popular), ensure_ascii=False).encode())
     (folder / bundle_files.CANARY).write_bytes(encode_canary(canary, item_ids))
@@ -164,6 +171,10 @@ def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) 
     if bundle_files.FEATURES in manifest["files"]:
         with _reading(bundle_id, bundle_files.FEATURES):
             features = read_features(folder / bundle_files.FEATURES, item_embeddings.shape[1])
+    titles = None
+    if bundle_files.TITLES in manifest["files"]:
+        with _reading(bundle_id, bundle_files.TITLES):
+            titles = map_titles(folder / bundle_files.TITLES, len(vocabulary))
     return Bundle(
         bundle_id=bundle_id,
         manifest=manifest,
@@ -177,6 +188,7 @@ def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) 
         popular=popular,
         canary=canary,
         features=features,
+        titles=titles,
     )
 
 

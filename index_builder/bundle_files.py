@@ -34,7 +34,8 @@ CANARY = "canary.json"
 FILES = (WEIGHTS, ITEM_IDS, ITEM_ROWS, ITEM_EMBEDDINGS, INDEX, POPULAR, CANARY)
 """What a bundle of this format version holds beside its manifest: these, all of them."""
 FEATURES = "features.safetensors"
-OPTIONAL_FILES = (FEATURES,)
+TITLES = "titles.safetensors"
+OPTIONAL_FILES = (FEATURES, TITLES)
 """What it may hold besides, if its manifest lists it; and nothing else."""
 
 FILES_OF_VERSION = {2: tuple(name for name in FILES if name != ITEM_ROWS), FORMAT_VERSION: FILES}

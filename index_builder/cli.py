@@ -73,7 +73,8 @@ def build(
     catalogue: Annotated[
         Path | None,
         typer.Option(
-            help="CSV or Parquet with item_id and features: new items can then be defined by features."
+            help="CSV or Parquet with item_id, perhaps title, and features: new items can then be defined "
+            "by features, and the console shows titles."
         ),
     ] = None,
     publish: Annotated[bool, typer.Option(help="Serve the bundle when it is built and verified.")] = True,
@@ -81,10 +82,12 @@ def build(
     """Build a bundle from a checkpoint, verify it and publish it."""
     from index_builder.build import STAGES, build_bundle
     from index_builder.item_features import read_catalogue
+    from index_builder.titles import read_titles
 
     _set_threads(threads)
     store = Store(out)
     features = None if catalogue is None else read_catalogue(catalogue)
+    titles = None if catalogue is None else read_titles(catalogue)
     with _progress() as progress:
         task = progress.add_task("reading the checkpoint", total=len(STAGES) + 1)
 
@@ -97,7 +100,8 @@ def build(
             index_kind=index_kind,
             device=device,
             target_overlap=target_overlap,
-            catalogue=features,
+            catalogue=features if features and any(features.values()) else None,  # titles alone will do
+            titles=titles,
             report=report,
         )
         progress.update(task, description="built", advance=1)

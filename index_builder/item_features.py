@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from index_builder import titles
 from index_builder.item_definitions import tokens_of
 from index_builder.item_ids import ItemIds
 from index_builder.mapped_tensors import map_tensors, write_tensors
@@ -47,7 +48,7 @@ class ItemFeatures:
 
 
 def read_catalogue(path: Path) -> dict[str, list[str]]:
-    """Item id -> tokens, from CSV or Parquet: a column `item_id`, every other column is a feature.
+    """Item id -> tokens, from CSV or Parquet with the column `item_id`; all others but `title` are features.
 
     Raises ValueError, one line, for a file that is none.
     """
@@ -57,7 +58,7 @@ def read_catalogue(path: Path) -> dict[str, list[str]]:
         tokens: list[str] = []
         for column, value in row.items():
             values = value if isinstance(value, list) else [value]
-            if column != "item_id":
+            if column not in ("item_id", titles.COLUMN):
                 tokens += [
                     token for one in values if one is not None for token in tokens_of(column, str(one))
                 ]

@@ -138,19 +138,19 @@ class T2Diff(TwoTower):
         noise = noise or fresh_noise(sequence.shape, sequence.device)
 
         def approximate(drift: torch.Tensor, condition: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-            return self._predict_drift(drift, condition, step, mask)
+            return self.predict_drift(drift, condition, step, mask)
 
         steps = strided_steps(self.config.num_steps, num_visited)
         drift = reverse(
             approximate, sequence, noise, schedule=self.schedule, steps=steps, sampler=self.config.sampler
         )
-        return self._next_of(drift, sequence)
+        return self.next_of(drift, sequence)
 
     def regress_next(self, sequence: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """x̂ by one pass of the U-Net over nothing but the condition.   -> (B, N, D)"""
         step = torch.full((len(sequence),), self.config.num_steps, device=sequence.device)
-        drift = self._predict_drift(torch.zeros_like(sequence), sequence, step, mask)
-        return self._next_of(drift, sequence)
+        drift = self.predict_drift(torch.zeros_like(sequence), sequence, step, mask)
+        return self.next_of(drift, sequence)
 
     def attend(
         self,
@@ -215,11 +215,11 @@ class T2Diff(TwoTower):
         else:
             step = sample_steps(len(drift), config.num_steps, drift.device)
             noised_drift = diffuse(drift, step, torch.randn_like(drift), self.schedule)
-            predicted_drift = self._predict_drift(noised_drift, sequence, step, batch.mask)
+            predicted_drift = self.predict_drift(noised_drift, sequence, step, batch.mask)
             scale = config.drift_scale
             loss = config.kl_weight * kl_loss(predicted_drift / scale, drift / scale, known)
             if config.predicted_next == "noised_truth":
-                return self._routes(self._next_of(predicted_drift.detach(), sequence)), loss
+                return self._routes(self.next_of(predicted_drift.detach(), sequence)), loss
             with torch.set_grad_enabled(config.tower_gradient or config.intent_loss_weight > 0):
                 each = self._routes(sequence).flatten(0, 1)
                 mask = batch.mask.repeat_interleave(config.num_routes, dim=0)
@@ -242,12 +242,12 @@ class T2Diff(TwoTower):
         """The same for every route.   (B, N, D) -> (B, R, N, D)"""
         return values[:, None].expand(-1, self.num_routes, -1, -1)
 
-    def _next_of(self, drift: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
+    def next_of(self, drift: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
         """x̂ of a scaled drift (Eq. 18).   (B, N, D), (B, N, D) -> (B, N, D)"""
         drift = drift / self.config.drift_scale
         return apply_drift(drift, sequence) if self.config.drift_preparation else drift
 
-    def _predict_drift(
+    def predict_drift(
         self, noised_drift: torch.Tensor, sequence: torch.Tensor, step: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
         """ẑ_0 (Eq. 15); the U-Net answers on the embeddings' own scale.   -> (B, N, D)"""

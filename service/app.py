@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from service.admin import ADMIN_PATHS, AdminAnswer, admin_operations
 from service.body import deadline_of, parse, read_body
+from service.console.routes import CONSOLE_PATHS, PAGE_HEADERS, STATIC, console_file, console_operations
 from service.deadline import Deadline
 from service.errors import CONTENT_TYPE, ServiceError, invalid_input, problem, render
 from service.errors import shorten as shortened
@@ -48,7 +49,11 @@ PUBLIC_LABELS = {
     "/docs": "docs",
     "/openapi.json": "docs",
 }
-ADMIN_LABELS = {"/metrics": "metrics"} | dict.fromkeys(ADMIN_PATHS, "admin")
+ADMIN_LABELS = {
+    "/metrics": "metrics",
+    **dict.fromkeys(ADMIN_PATHS, "admin"),
+    **dict.fromkeys((*STATIC, *CONSOLE_PATHS), "console"),
+}
 
 
 def create_app(service: RecallService) -> Application:
@@ -68,15 +73,17 @@ def create_app(service: RecallService) -> Application:
 
 
 def create_admin_app(service: RecallService, reload: Callable[[], Awaitable[dict[str, Any]]]) -> Application:
-    """Metrics and admin calls. reload: look at the bundle store now; what became of it."""
+    """Metrics, admin calls and the console. reload: look at the bundle store now; what became of it."""
     app = FastAPI(title=f"{TITLE}: metrics and admin", openapi_url=None)
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.exposition(), media_type=METRICS_CONTENT_TYPE)
 
     app.add_route("/metrics", metrics, methods=["GET"])
-    for method, path, answer in admin_operations(service.settings, reload):
+    for method, path, answer in admin_operations(service.settings, reload) + console_operations(service):
         app.add_route(path, _admin_handler(answer), methods=[method])
+    for path in STATIC:
+        app.add_route(path, _page, methods=["GET"])
     _add_error_handlers(app)
     return _finished(app, service, ADMIN_LABELS)
 
@@ -86,6 +93,11 @@ def _admin_handler(answer: AdminAnswer) -> Handler:
         return _json(await answer(_context(request), request.receive))
 
     return handler
+
+
+async def _page(request: Request) -> Response:
+    path = request.url.path
+    return Response(console_file(path), media_type=STATIC[path][1], headers=PAGE_HEADERS)
 
 
 class _RecallFirst:

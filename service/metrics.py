@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
@@ -107,6 +108,11 @@ class Metrics:
             ["bundle", "model", "index", "device", "tower_engine"],
             registry=registry,
         )
+        self._bundle_created = Gauge(
+            f"{PREFIX}_bundle_created_seconds",
+            "When the bundle that is being served was built, Unix time.",
+            registry=registry,
+        )
         self._reloads = Counter(
             f"{PREFIX}_reloads_total", "Bundle reloads by outcome.", ["outcome"], registry=registry
         )
@@ -187,8 +193,12 @@ class Metrics:
         for known in _BREAKER_STATES:
             self._breaker.labels(operation, known).set(1 if known == state else 0)
 
-    def set_bundle(self, labels: Mapping[str, str]) -> None:
-        """What is served from now on: bundle, model, index, device, tower_engine."""
+    def set_bundle(self, labels: Mapping[str, str], created: str) -> None:
+        """What is served from now on: bundle, model, index, device, tower_engine.
+
+        created: as its manifest says it, ISO 8601
+        """
+        self._bundle_created.set(datetime.fromisoformat(created).timestamp())
         self._bundle.clear()
         self._bundle.labels(**labels).set(1)
 

@@ -174,7 +174,8 @@ class RecallService:
                 "index": manifest["index"]["kind"],
                 "device": engine.device,
                 "tower_engine": engine.tower.name,
-            }
+            },
+            manifest["created"],
         )
 
     def check_ready(self) -> None:
@@ -204,7 +205,7 @@ class RecallService:
         behaviours, sequence = _NONE, None
         try:
             behaviours = await self._behaviours(request, deadline, timings)
-            known, sequence = self._known_sequence(engine, behaviours)
+            known, sequence = self.known_sequence(engine, behaviours)
             if sequence is None:
                 reason = "unknown_items" if behaviours.item_ids else "no_history"
                 recalled = _popular(engine, request, behaviours, reason=reason, degraded=False)
@@ -289,7 +290,7 @@ class RecallService:
         deadline: Deadline,
     ) -> Batched[EngineAnswer] | None:
         """What another engine says to a request that was answered; None when it knows none of its items."""
-        known, sequence = self._known_sequence(engine, behaviours)
+        known, sequence = self.known_sequence(engine, behaviours)
         if sequence is None:
             return None
         sequence = sequence._replace(request_time=request_time)
@@ -316,7 +317,7 @@ class RecallService:
             self.metrics.observe_stage("store", timings["store"])
         return stored or _NONE
 
-    def _known_sequence(
+    def known_sequence(
         self, engine: Engine, behaviours: StoredSequence
     ) -> tuple[np.ndarray, Sequence | None]:
         """The items of this bundle in it, and what the model can read of it: the latest of them."""

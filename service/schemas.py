@@ -139,6 +139,16 @@ class RollbackRequest(_Strict):
     to: Identifier | None = Field(None, description="An earlier bundle; the previous one when left out.")
 
 
+class ConsoleRequest(_Strict):
+    """Whose answer to explain, and with which other bundle to compare it."""
+
+    user_id: Identifier
+    top_k: int = Field(20, ge=1, le=200, description="How many candidates.")
+    exclude_seen: bool = Field(True, description="Leave out the items of the user's sequence.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Equal seeds give equal answers.")
+    compare: Identifier | None = Field(None, description="Another bundle of the store.")
+
+
 class Refused(BaseModel):
     """A member of a batch that did not validate; its place in the batch is kept."""
 
@@ -168,6 +178,7 @@ RECALL_REQUEST: TypeAdapter[RecallRequest] = TypeAdapter(RecallRequest)
 RECALL_BATCH_REQUEST: TypeAdapter[RecallBatchRequest] = TypeAdapter(RecallBatchRequest)
 ADD_ITEMS: TypeAdapter[AddItemsRequest] = TypeAdapter(AddItemsRequest)
 ITEM_IDS: TypeAdapter[ItemIdsRequest] = TypeAdapter(ItemIdsRequest)
+CONSOLE_REQUEST: TypeAdapter[ConsoleRequest] = TypeAdapter(ConsoleRequest)
 ROLLBACK: TypeAdapter[RollbackRequest] = TypeAdapter(RollbackRequest)
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 EVENTS: TypeAdapter[list[Event]] = TypeAdapter(

@@ -231,8 +231,8 @@ def test_without_drift_preparation_the_behaviours_are_diffused() -> None:
     batch = collate(_sequences([4]), max_length=6)
     sequence = model.embed(batch.item_index)
     drift = torch.randn_like(sequence)
-    assert torch.allclose(model._next_of(drift, sequence), drift / model.config.drift_scale)
-    assert torch.allclose(_model()._next_of(drift, sequence), sequence + drift / model.config.drift_scale)
+    assert torch.allclose(model.next_of(drift, sequence), drift / model.config.drift_scale)
+    assert torch.allclose(_model().next_of(drift, sequence), sequence + drift / model.config.drift_scale)
 
 
 def test_a_pause_never_seen_in_training_is_treated_as_unknown() -> None:

@@ -75,7 +75,7 @@ async def test_unknown_items_are_skipped_and_only_unknown_ones_fall_back(start: 
 async def test_a_behaviour_keeps_its_time_when_unknown_items_leave_the_sequence(start: Any) -> None:
     service = (await start()).service
     behaviours = StoredSequence(["gone", "i3", "new", "i7"], [1, 20, 300, 4000])
-    known, sequence = service._known_sequence(service.engine, behaviours)
+    known, sequence = service.known_sequence(service.engine, behaviours)
     index_of = service.engine.bundle.item_index_of
     assert known.tolist() == sequence.item_index.tolist() == [index_of["i3"], index_of["i7"]]
     assert sequence.timestamp.tolist() == [20, 4000]

@@ -110,10 +110,10 @@ def reference_drift(model: T2Diff, batch: SequenceBatch, keys: list[int]) -> tor
             noise = request_noise(route_keys(keys, routes), sequence.shape[1], sequence.shape[2])
             if not plan.draws_start:
                 step = torch.full((len(sequence),), plan.steps[0])
-                drift = exact._predict_drift(torch.zeros_like(sequence), sequence, step, mask)
+                drift = exact.predict_drift(torch.zeros_like(sequence), sequence, step, mask)
             else:
                 drift = reverse(
-                    lambda drift, condition, step: exact._predict_drift(drift, condition, step, mask),
+                    lambda drift, condition, step: exact.predict_drift(drift, condition, step, mask),
                     sequence,
                     lambda step: noise(step).double(),
                     schedule=exact.schedule,

@@ -1,0 +1,99 @@
+"""Every panel of the dashboard, asked of a real Prometheus that scrapes a real service under load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from index_builder.publish import Store
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="prometheus (Debian's package) is not here"
+)
+DEPLOY = Path(__file__).parents[2] / "deploy"
+TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
+
+
+@pytest.fixture(scope="module")
+def service(serve: Any, tiny_bundles: Path, build: Any, tmp_path_factory: Any) -> Any:
+    """A service with an experiment of two arms, the second of another bundle."""
+    folder = Path(shutil.copytree(tiny_bundles, tmp_path_factory.mktemp("store") / "bundles"))
+    other = build(Store(folder), 1, TINY)
+    settings = tmp_path_factory.mktemp("settings") / "settings.toml"
+    arms = [
+        {"name": "control", "bundle": "current", "share": 50},
+        {"name": "b", "bundle": other, "share": 50},
+    ]
+    lines = ["[experiment]", 'name = "trial"', "compared = 100"]
+    for arm in arms:
+        lines += ["[[experiment.arms]]", *(f"{key} = {json.dumps(value)}" for key, value in arm.items())]
+    settings.write_text("\n".join(lines) + "\n")
+    return serve(folder, config=settings)
+
+
+@pytest.fixture(scope="module")
+def prometheus(service: Any, tmp_path_factory: Any) -> Iterator[str]:
+    """The URL of a Prometheus with the project's own configuration, but for the target and the interval."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "200ms", "evaluation_interval": "1s"}
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [service.admin_url.removeprefix("http://")]}]
+    shutil.copy(DEPLOY / "prometheus" / "alerts.yml", folder)
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    with subprocess.Popen(
+        ["prometheus", *flags, f"--web.listen-address={address}"],
+        stdout=subprocess.DEVNULL, stderr=(folder / "log").open("w"),
+    ) as process:  # fmt: skip
+        try:
+            yield f"http://{address}"
+        finally:
+            process.terminate()
+
+
+def asked(prometheus: str, expression: str) -> list[dict[str, Any]]:
+    answer = httpx.get(f"{prometheus}/api/v1/query", params={"query": expression}).json()
+    assert answer["status"] == "success", (expression, answer)
+    found: list[dict[str, Any]] = answer["data"]["result"]
+    return [sample for sample in found if sample["value"][1] != "NaN"]
+
+
+def test_no_panel_is_empty_while_requests_flow_and_no_alert_fires(service: Any, prometheus: str) -> None:
+    panels = json.loads((DEPLOY / "grafana" / "recall.json").read_text())["panels"]
+    expressions = {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        .replace("$__rate_interval", "10s")
+        .replace("$instance", ".*")
+        for panel in panels
+        for target in panel.get("targets", [])
+    }
+    assert len(expressions) > 25
+    empty, give_up = set(expressions), time.monotonic() + 60
+    sequence = [{"item_id": f"i{n}"} for n in range(1, 6)]
+    with service.client() as client:
+        while empty and time.monotonic() < give_up:
+            for user in range(20):
+                client.post("/recall", json={"user_id": f"u{user}", "sequence": sequence, "top_k": 5})
+            client.post("/events", json={"user_id": "u1", "item_id": "i1"})
+            try:
+                empty = {name for name in empty if not asked(prometheus, expressions[name])}
+            except httpx.TransportError:
+                time.sleep(0.1)  # it is starting
+    assert not empty
+    firing = asked(prometheus, 'ALERTS{alertstate="firing"}')
+    assert [alert["metric"]["alertname"] for alert in firing] == []
+    assert [sample["value"][1] for sample in asked(prometheus, "up")] == ["1"]
