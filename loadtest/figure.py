@@ -13,6 +13,13 @@ _MOST_CURVES = 8  # of a long search: the rates nearest to the knee would hide e
 
 def draw(report: dict[str, Any]) -> bytes:
     """The figure as PNG bytes, from the report's JSON."""
+    buffer = io.BytesIO()
+    build(report).savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def build(report: dict[str, Any]) -> Figure:
+    """The figure itself."""
     figure = Figure(figsize=(13, 5), layout="tight")
     left, right = figure.subplots(1, 2)
     probes = sorted((p for p in report["probes"] if p["latency"]), key=lambda probe: probe["asked_rate"])
@@ -23,9 +30,7 @@ def draw(report: dict[str, Any]) -> bytes:
         f"{service.get('model', 'recall')} on {report['hardware']['cpu']}, {report['started'][:16]}",
         fontsize=10,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 def _percentile_curves(axes: Axes, probes: list[dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """The report of a run: one JSON file with everything, and what is rendered from it alone.
 
-`write_report` and `render` leave `report.json`, `report.md` and `report.png` in a folder; each file is
-written beside its place and renamed, so that a reader never meets half of one.
+`write_report` and `render` leave `report.json`, `report.md`, `report.png` and `report.html` in a folder;
+each file is written beside its place and renamed, so that a reader never meets half of one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loadtest import figure, markdown
+from loadtest import figure, html_report, markdown
 from loadtest.errors import LoadtestError
 from loadtest.knee import Knee
 from loadtest.probe import MIN_ACHIEVED, Probe, ProbeSettings
@@ -64,9 +64,10 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
 
 
 def render(report: dict[str, Any], folder: Path) -> None:
-    """(Re-)write `report.md` and `report.png`."""
+    """(Re-)write `report.md`, `report.png` and `report.html`."""
     _replace(folder / "report.png", figure.draw(report))
     _replace(folder / "report.md", markdown.render(report).encode())
+    _replace(folder / "report.html", html_report.render(report).encode())
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from model.experiments.job_pool import JobError
 from model.log_options import reads_log
 from model.noise_schedule import BETA_SHAPES, NoiseSchedule, exponential_constants
 from model.registry import MODELS, build_model
+from model.report_command import report_command
 from model.schedule_figure import plot_schedules
 from model.train_command import train_command
 
@@ -183,6 +184,7 @@ def schedules(
 
 
 app.command("compare")(compare_command)
+app.command("report")(report_command)
 app.command("search")(search_command)
 app.command("training-speed")(training_speed_command)
 

@@ -94,7 +94,8 @@ def test_written_files_are_complete_and_render_again_to_the_same_text(report_of,
     report = report_of((10, 0.5, 0), (20, 0.6, 3))
     write_report(report, tmp_path / "new" / "folder")
     folder = tmp_path / "new" / "folder"
-    assert sorted(path.name for path in folder.iterdir()) == ["report.json", "report.md", "report.png"]
+    written = ["report.html", "report.json", "report.md", "report.png"]
+    assert sorted(path.name for path in folder.iterdir()) == written
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     text = (folder / "report.md").read_text()
     assert text == render(read_report(folder)) == render(report)
