@@ -11,8 +11,8 @@ import gc
 import math
 import selectors
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -40,6 +40,7 @@ class Load:
     max_connections: int
     pin_cpu: int | None  # the generator's CPU, None = wherever the system puts it
     accepts: Callable[[dict[str, Any]], bool] | None = None  # what an answer must be beside well-formed
+    headers: Mapping[str, str] = field(default_factory=dict)  # of every request, such as a key
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class _Client:
             connector=aiohttp.TCPConnector(limit=load.max_connections, keepalive_timeout=2.0),
             timeout=aiohttp.ClientTimeout(total=load.timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **load.headers},
         )
         cpu_before, wall_before = time.process_time(), time.monotonic()
         async with session:

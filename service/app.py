@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,8 +16,10 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from service.access import ADMIN, ANY_KEY, PUBLIC_NEEDS, admin_needs, guarded
 from service.admin import ADMIN_PATHS, AdminAnswer, admin_operations
 from service.body import deadline_of, parse, read_body
+from service.callers import Callers
 from service.deadline import Deadline
 from service.errors import CONTENT_TYPE, ServiceError, invalid_input, problem, render
 from service.errors import shorten as shortened
@@ -51,8 +54,8 @@ PUBLIC_LABELS = {
 ADMIN_LABELS = {"/metrics": "metrics"} | dict.fromkeys(ADMIN_PATHS, "admin")
 
 
-def create_app(service: RecallService) -> Application:
-    """What callers see."""
+def create_app(service: RecallService, callers: Callers | None = None) -> Application:
+    """What callers see.   callers: those with a key, None while anybody may ask"""
     app = FastAPI(title=TITLE, redoc_url=None)
     routes = _Routes(service)
     handlers = routes.handlers()
@@ -61,14 +64,25 @@ def create_app(service: RecallService) -> Application:
     document = openapi_document(
         {"title": TITLE, "version": _version(), "description": "The recall stage: a user's next candidates."},
         {name: inspect.getdoc(handler) or "" for name, handler in handlers.items()},
+        None if callers is None else {path: need.scopes for path, need in PUBLIC_NEEDS.items() if need},
     )
     app.openapi = lambda: document  # type: ignore[method-assign]
     _add_error_handlers(app)
-    return _finished(_RecallFirst(app, routes.answer), service, PUBLIC_LABELS)
+    door = guarded(_RecallFirst(app, routes.answer), callers, PUBLIC_NEEDS, otherwise=ANY_KEY)
+    return _finished(door, service, PUBLIC_LABELS)
 
 
-def create_admin_app(service: RecallService, reload: Callable[[], Awaitable[dict[str, Any]]]) -> Application:
-    """Metrics and admin calls. reload: look at the bundle store now; what became of it."""
+def create_admin_app(
+    service: RecallService,
+    reload: Callable[[], Awaitable[dict[str, Any]]],
+    callers: Callers | None = None,
+    *,
+    open_metrics: bool = True,
+) -> Application:
+    """Metrics and admin calls. reload: look at the bundle store now; what became of it.
+
+    callers: as for `create_app`   open_metrics: /metrics takes no key
+    """
     app = FastAPI(title=f"{TITLE}: metrics and admin", openapi_url=None)
 
     async def metrics(request: Request) -> Response:
@@ -78,7 +92,8 @@ def create_admin_app(service: RecallService, reload: Callable[[], Awaitable[dict
     for method, path, answer in admin_operations(service.settings, reload):
         app.add_route(path, _admin_handler(answer), methods=[method])
     _add_error_handlers(app)
-    return _finished(app, service, ADMIN_LABELS)
+    door = guarded(app, callers, admin_needs(open_metrics=open_metrics), otherwise=ADMIN)
+    return _finished(door, service, ADMIN_LABELS)
 
 
 def _admin_handler(answer: AdminAnswer) -> Handler:
@@ -152,6 +167,8 @@ class _Routes:
         context = _context(request)
         deadline = deadline_of(context, self._settings.deadline_ms)
         batch = parse(RECALL_BATCH_REQUEST, await self._body(context, request.receive))
+        if context.caller is not None:
+            context.caller.charge(len(batch.requests) - 1)
         members = [_member(self._service, context, asked, deadline) for asked in batch.requests]
         answers = await asyncio.gather(*members)
         return _json({"request_id": context.request_id, "responses": answers})
@@ -221,7 +238,8 @@ async def _member(
     try:
         if isinstance(asked, Refused):
             raise invalid_input(asked.error)
-        recalled: Recalled = await service.recall(asked, deadline, context.headers.get(ARM_HEADER))
+        with nullcontext() if context.caller is None else context.caller.place():
+            recalled: Recalled = await service.recall(asked, deadline, context.headers.get(ARM_HEADER))
         context.bundle = recalled.bundle
     except ServiceError as error:
         return {"status": error.status, "problem": error.problem()}
