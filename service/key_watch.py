@@ -68,4 +68,4 @@ class KeyWatch:
             return
         self._refused = refused
         metrics.loads["refused"] += 1
-        logger.error("keys refused", extra={"reason": f"{self._path}: {refused[1]}"} | self.summary())
+        logger.error("keys refused", extra={"reason": f"{self._path}: {refused[1]}", **self.summary()})

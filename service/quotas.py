@@ -54,9 +54,10 @@ class Holder:
 class FairPlaces:
     """A place is given while its holder has fewer than are free.
 
-    So one holder alone gets half of them, n that want all get 1 / (n + 1) each, and 1 / (n + 1) stay free:
-    one who comes later always finds a place, without anything being reserved for anybody (the dynamic
-    thresholds of Choudhury and Hahne, 1998, for queues that share a switch's memory; with their α = 1).
+    So one holder alone gets half of them, and n that keep asking get 1 / (n + 1) each; as many stay free for
+    one who comes later, without anything being reserved for anybody. That are the dynamic thresholds of
+    Choudhury and Hahne (1998), for queues that share a switch's memory, with their α = 1. With more holders
+    than places somebody has to wait, whatever the rule.
     """
 
     def __init__(self, num_places: int) -> None:

@@ -170,7 +170,7 @@ async def _reachable(store: SequenceStore) -> bool:
 class Listener(uvicorn.Server):
     """A uvicorn server that leaves the signals to us: there are two of them."""
 
-    def __init__(self, app: Application, *, timeout_s: int, tls: TlsFiles | None) -> None:
+    def __init__(self, app: Application, *, timeout_s: int, tls: TlsFiles | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
