@@ -29,6 +29,7 @@ from loadtest.seeding import seed_users, sequences_from_items
 from loadtest.served import Served, started_service
 from loadtest.stress.outcome import Options, check
 from service.api_keys import new_key
+from service.engine import set_threads
 from service.keys_file import change_keys
 
 NAME = "fair"
@@ -90,6 +91,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def fair_figures(plan: Plan, options: Options) -> dict[str, Any]:
     """The figures of a plan and the checks on them."""
+    set_threads(1)  # of this process, which builds the bundle: more waited minutes where others compute
     with tempfile.TemporaryDirectory(prefix="t2diff-fair-") as made:
         folder = Path(made)
         store = Store(folder / "bundles")
@@ -224,7 +226,7 @@ def _greedy_checks(plan: Plan, tenfold: Sequence[Samples]) -> list[dict[str, Any
     allowed = sum(plan.quota * float(samples.ended.max() - samples.sent.min()) + burst for samples in tenfold)
     return [
         check("greedy caller: accepted, as a share of what it may", accepted / allowed, _ACCEPTED_LIMIT),
-        check("greedy caller: part of what it may that it did not get", 1 - accepted / allowed, 0.1),
+        check("greedy caller: part of what it may that it did not get", 1 - accepted / allowed, 0.2),
         check("greedy caller: answers other than 200 and 429", _num_not(tenfold, 200, 429), 0),
     ]
 
