@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from service.access import ADMIN, ANY_KEY, PUBLIC_NEEDS, admin_needs, guarded
 from service.admin import ADMIN_PATHS, AdminAnswer, admin_operations
 from service.body import deadline_of, parse, read_body
-from service.callers import Callers
+from service.callers import Callers, Turn
 from service.deadline import Deadline
 from service.errors import CONTENT_TYPE, ServiceError, invalid_input, problem, render
 from service.errors import shorten as shortened
@@ -167,9 +167,8 @@ class _Routes:
         context = _context(request)
         deadline = deadline_of(context, self._settings.deadline_ms)
         batch = parse(RECALL_BATCH_REQUEST, await self._body(context, request.receive))
-        if context.caller is not None:
-            context.caller.charge(len(batch.requests) - 1)
-        members = [_member(self._service, context, asked, deadline) for asked in batch.requests]
+        turn = nullcontext if context.caller is None else context.caller.begin_batch(len(batch.requests))
+        members = [_member(self._service, context, asked, deadline, turn) for asked in batch.requests]
         answers = await asyncio.gather(*members)
         return _json({"request_id": context.request_id, "responses": answers})
 
@@ -233,12 +232,16 @@ class _Routes:
 
 
 async def _member(
-    service: RecallService, context: RequestContext, asked: RecallRequest | Refused, deadline: Deadline
+    service: RecallService,
+    context: RequestContext,
+    asked: RecallRequest | Refused,
+    deadline: Deadline,
+    turn: Turn,
 ) -> dict[str, Any]:
     try:
         if isinstance(asked, Refused):
             raise invalid_input(asked.error)
-        with nullcontext() if context.caller is None else context.caller.place():
+        async with turn():
             recalled: Recalled = await service.recall(asked, deadline, context.headers.get(ARM_HEADER))
         context.bundle = recalled.bundle
     except ServiceError as error:

@@ -5,9 +5,10 @@ Decided from the headers alone, before a body is read and before Redis is asked.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 
 from service.api_keys import ApiKey, KeyRing, KnownKey
 from service.errors import ForbiddenError, OverRateError, OverShareError, UnauthorizedError
@@ -18,6 +19,8 @@ UNKNOWN = ("missing", "malformed", "unknown")
 _SCHEME = b"bearer "
 
 Headers = Iterable[tuple[bytes, bytes]]
+Turn = Callable[[], contextlib.AbstractAsyncContextManager[None]]
+"""Around the recall of one member of a batch. Raises OverShareError."""
 
 
 class Caller(Holder):
@@ -42,19 +45,26 @@ class Caller(Holder):
         """End a recall."""
         self._places.leave(self)
 
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Around one recall. Raises OverShareError."""
-        self.enter()
-        try:
-            yield
-        finally:
-            self.leave()
+    def begin_batch(self, num_members: int) -> Turn:
+        """Charge a batch, of which one request was when it was admitted; what gives its members their turn.
 
-    def charge(self, num_requests: int) -> None:
-        """Count more requests than the one that was admitted: a batch, once it is read."""
+        A batch uses half of what the caller may still have, so that its other recalls get in; the members
+        beyond that wait here, where they are in nobody's way.
+        """
         if self.bucket is not None:
-            self.bucket.charge(num_requests)
+            self.bucket.charge(num_members - 1)
+        turns = asyncio.Semaphore(max(1, self._places.left_for(self) // 2))
+
+        @contextlib.asynccontextmanager
+        async def turn() -> AsyncIterator[None]:
+            async with turns:
+                self.enter()
+                try:
+                    yield
+                finally:
+                    self.leave()
+
+        return turn
 
 
 class Callers:

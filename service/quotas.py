@@ -72,6 +72,10 @@ class FairPlaces:
         self.taken += 1
         return True
 
+    def left_for(self, holder: Holder) -> int:
+        """How many more it could take now, if nobody else did."""
+        return max(0, (self.num_places - self.taken - holder.held + 1) // 2)
+
     def leave(self, holder: Holder) -> None:
         """Give a place back."""
         holder.held -= 1

@@ -279,17 +279,46 @@ async def test_one_caller_cannot_take_every_place_and_another_always_finds_one(
     assert [caller.held for caller in callers] == [0, 0]
 
 
-async def test_members_of_a_batch_take_their_places_one_by_one(start: Any) -> None:
+async def test_members_of_a_batch_take_turns_and_leave_room_for_the_callers_other_recalls(start: Any) -> None:
     key, kept = new_key("ranker", ["recall"])
     callers = with_keys(kept, num_places=20)
-    client = (await start(callers)).client
-    batch = {"requests": [{"user_id": f"u{n}", "top_k": 1} for n in range(64)]}
-    answer = (await client.post("/recall/batch", json=batch, headers=bearing(key))).json()["responses"]
-    statuses = [member["status"] for member in answer]
-    assert statuses == [200] * 10 + [429] * 54
-    assert answer[-1]["problem"]["type"] == "urn:t2diff:problem:over-share"
     (caller,) = callers
+    running = await start(callers)
+    most = 0
+    enter = running.service.recall
+
+    async def watched(*asked: Any) -> Any:
+        nonlocal most
+        most = max(most, caller.held)
+        await asyncio.sleep(0)
+        return await enter(*asked)
+
+    running.service.recall = watched
+    batch = {"requests": [{"user_id": f"u{n}", "top_k": 1} for n in range(256)]}
+    asking = asyncio.create_task(running.client.post("/recall/batch", json=batch, headers=bearing(key)))
+    while most < 5:
+        await asyncio.sleep(0)
+    single = await running.client.post("/recall", json={"user_id": "u"}, headers=bearing(key))
+    assert single.status_code == 200
+    members = (await asking).json()["responses"]
+    assert [member["status"] for member in members] == [200] * 256
+    assert [member["answer"]["user_id"] for member in members] == [f"u{n}" for n in range(256)]
+    assert 5 <= most <= 6, "half of the ten that it may have, and the single one"
     assert caller.held == 0
+
+
+async def test_a_member_of_a_batch_without_a_place_is_refused_alone(start: Any) -> None:
+    greedy, modest = new_key("greedy", ["recall"]), new_key("modest", ["recall"])
+    callers = with_keys(greedy[1], modest[1], num_places=4)
+    holders = {caller.name: caller for caller in callers}
+    running = await start(callers)
+    for name in ("greedy", "greedy", "modest"):
+        holders[name].enter()
+    batch = {"requests": [{"user_id": "u", "top_k": 1}, {"user_id": 0.5}]}
+    answered = await running.client.post("/recall/batch", json=batch, headers=bearing(greedy[0]))
+    members = answered.json()["responses"]
+    assert [member["status"] for member in members] == [429, 422]
+    assert members[0]["problem"]["type"] == "urn:t2diff:problem:over-share"
 
 
 async def test_a_place_is_given_back_whatever_becomes_of_the_request(start: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -78,5 +79,6 @@ async def test_a_service_asks_before_it_starts_anything(bundles: Path, tmp_path:
     ):
         named: dict[str, Any] = {"bundles": str(bundles), "state_dir": tmp_path / "state", "port": 0}
         with pytest.raises(ValueError, match=message):
-            await serve(ServiceSettings(**(named | {"admin_port": 0} | wrong)), announce=print)
+            async with asyncio.timeout(60):  # one that starts would run on
+                await serve(ServiceSettings(**(named | {"admin_port": 0} | wrong)), announce=print)
         assert not (tmp_path / "state").exists()

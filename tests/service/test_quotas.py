@@ -58,6 +58,7 @@ def test_one_alone_gets_half_of_the_places_and_two_about_a_third_each() -> None:
     while places.enter(one):
         pass
     assert one.held == 6
+    assert (places.left_for(one), places.left_for(two)) == (0, 3)
     while places.enter(two):
         pass
     assert two.held == 3
