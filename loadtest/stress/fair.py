@@ -37,8 +37,6 @@ P99_RATIO_LIMIT = 1.2
 REJECT_P99_LIMIT_MS = 10.0
 _ACCEPTED_LIMIT = 1.02
 """Of what the quota and one burst allow: the service's clock and the generator's are not the same."""
-_OVERHANG_S = 2.0
-"""The greedy load lasts this much longer: processes do not start at the same moment."""
 KINDS = ("alone", "at quota", "tenfold")
 
 
@@ -46,13 +44,15 @@ KINDS = ("alone", "at quota", "tenfold")
 class Plan:
     """rate: the modest caller's requests/s   quota: the greedy caller's, of which it sends `excess` times
 
-    warmup_s: of each stretch, not counted   flood_rate: requests/s of the caller without a rate; 0: none
+    warmup_s: of each stretch, not counted   overhang_s: the greedy load lasts this much longer, for processes
+    do not start at the same moment   flood_rate: requests/s of the caller without a rate; 0: none
     """
 
     rounds: int = 10
     kinds: tuple[str, ...] = KINDS
     duration_s: float = 12.0
     warmup_s: float = 3.0
+    overhang_s: float = 2.0
     rate: float = 100.0
     quota: float = 20.0
     excess: float = 10.0
@@ -66,8 +66,9 @@ class Plan:
 SHORT = Plan(
     rounds=1,
     kinds=("tenfold",),
-    duration_s=2.0,
-    warmup_s=1.0,
+    duration_s=1.5,
+    warmup_s=0.5,
+    overhang_s=1.0,
     rate=20.0,
     quota=10.0,
     flood_rate=0.0,
@@ -152,7 +153,7 @@ def _stretch(plan: Plan, served: Served, keys: dict[str, str], kind: str, *, see
     other = "flood" if kind == "flood" else "greedy"
     with ThreadPoolExecutor(2) as pool:
         modest = pool.submit(_load, plan, served, keys["modest"], plan.rate, plan.duration_s, seed)
-        duration_s = plan.duration_s + _OVERHANG_S
+        duration_s = plan.duration_s + plan.overhang_s
         beside = rates[kind] and pool.submit(
             _load, plan, served, keys[other], rates[kind], duration_s, seed + 1000
         )
