@@ -296,8 +296,9 @@ async def test_members_of_a_batch_take_turns_and_leave_room_for_the_callers_othe
     running.service.recall = watched
     batch = {"requests": [{"user_id": f"u{n}", "top_k": 1} for n in range(256)]}
     asking = asyncio.create_task(running.client.post("/recall/batch", json=batch, headers=bearing(key)))
-    while most < 5:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        while most < 5:
+            await asyncio.sleep(0)
     single = await running.client.post("/recall", json={"user_id": "u"}, headers=bearing(key))
     assert single.status_code == 200
     members = (await asking).json()["responses"]
