@@ -41,6 +41,7 @@ class Load:
     pin_cpu: int | None  # the generator's CPU, None = wherever the system puts it
     accepts: Callable[[dict[str, Any]], bool] | None = None  # what an answer must be beside well-formed
     headers: Mapping[str, str] = field(default_factory=dict)  # of every request, such as a key
+    start_at: float | None = None  # `time.monotonic` of the start, for several loads; None: as soon as it can
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class _Client:
         )
         cpu_before, wall_before = time.process_time(), time.monotonic()
         async with session:
-            self.start = time.monotonic() + _START_DELAY_S
+            self.start = load.start_at or time.monotonic() + _START_DELAY_S
             progress = asyncio.create_task(self._tell_progress())
             async with asyncio.TaskGroup() as requests:
                 for number, offset in enumerate(load.offsets_s.tolist()):

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from loadtest.generator import STAGES, Samples
-from loadtest.stress.fair import SHORT, Plan, Stretch, p99_ratios, report, run
+from loadtest.stress.fair import run
+from loadtest.stress.fair_judgement import KINDS, Plan, report, window_kinds
 from loadtest.stress.outcome import Options, passed
-
-TIMED = ("p99",)
 
 
 def test_ten_times_its_quota_costs_the_other_caller_nothing() -> None:
     figures = run(Options(short=True))
-    for one in figures["checks"]:
-        assert one["passed"] or any(word in one["name"] for word in TIMED), one
-    by_status = figures["greedy_by_status"]["tenfold"]
-    assert set(by_status) == {"200", "429"}
-    assert by_status["429"] > 5 * by_status["200"]
-    assert figures["modest"]["tenfold"]["count"] > 20
+    checks = {one["name"]: one["passed"] for one in figures["checks"] if "p99" not in one["name"]}
+    checks.pop("greedy caller: share of what it may that it did not get")  # a busy machine sends late
+    assert len(checks) == 4
+    assert all(checks.values()), figures
+    assert figures["greedy_by_status"]["tenfold"]["429"] > 3 * figures["greedy_by_status"]["tenfold"]["200"]
+    assert figures["modest"]["tenfold"]["count"] >= 5
 
 
-def samples(latencies_s: list[float], statuses: list[int] | None = None) -> Samples:
-    n = len(latencies_s)
+PLAN = Plan(rounds=3, rounds_per_block=1, window_s=10.0, guard_s=1.0, warmup_s=0.0, quota=1.0, burst=1)
+
+
+def sampled(latency_s: float, status: int = 200) -> Samples:
+    """Ten requests a second in nine windows of ten seconds."""
+    n = 900
     sent = np.arange(n) / 10
     return Samples(
         intended=sent,
         sent=sent,
-        ended=sent + np.asarray(latencies_s),
-        status=np.array(statuses or [200] * n, np.int16),
+        ended=sent + latency_s,
+        status=np.full(n, status, np.int16),
         degraded=np.zeros(n, bool),
         short=np.zeros(n, bool),
         stages_s=np.full((n, len(STAGES)), np.nan),
@@ -44,40 +48,65 @@ def samples(latencies_s: list[float], statuses: list[int] | None = None) -> Samp
     )
 
 
-PLAN = Plan(rounds=1, warmup_s=0.0, quota=1.0, excess=10.0)
-QUIET = [0.010] * 100
-GREEDY = samples([0.001] * 100, [200] * 11 + [429] * 89)
-"""Ten seconds at one request a second, and a burst of one."""
+def in_windows(kind: str) -> np.ndarray:
+    """-> (900,) bool"""
+    return np.repeat([each == kind for each in window_kinds(PLAN)], 100)
 
 
-def judged(modest: Samples, greedy: Samples) -> dict[str, Any]:
-    alone = Stretch(samples(QUIET), None)
-    return report(PLAN, {"alone": [alone], "tenfold": [Stretch(modest, greedy)]}, None)
+def greedily(accepted: int = 11, otherwise: int = 429) -> Samples:
+    """Of 100 requests in a window, so many accepted; of the quota one a second and a burst of one."""
+    status = np.tile(np.where(np.arange(100) < accepted, 200, otherwise), 9).astype(np.int16)
+    return replace(sampled(0.001), status=status)
+
+
+def slower(samples: Samples, kind: str, by_s: float) -> Samples:
+    return replace(samples, ended=samples.ended + by_s * in_windows(kind))
+
+
+def refused_once(samples: Samples) -> Samples:
+    return replace(samples, status=np.where(np.arange(900) == 450, 429, samples.status).astype(np.int16))
+
+
+def test_windows_of_every_kind_come_first_and_last_in_turn() -> None:
+    assert window_kinds(PLAN)[::3] == list(KINDS)
+    assert sorted(window_kinds(PLAN)) == sorted(KINDS * 3)
 
 
 def test_the_judge_accepts_what_is_fair() -> None:
-    assert passed(judged(samples(QUIET), GREEDY)["checks"])
+    figures = report(PLAN, sampled(0.010), greedily(), None)
+    assert passed(figures["checks"]), figures
+    assert figures["modest"]["alone"]["count"] == 3 * 90, "without the windows' beginnings"
+    assert figures["greedy_by_status"]["tenfold"] == {"200": 33, "429": 267}
+
+
+MODEST = sampled(0.010)
 
 
 @pytest.mark.parametrize(
     ("modest", "greedy", "broken"),
     [
-        (samples([0.013] * 100), GREEDY, "modest caller: p99 beside"),
-        (samples(QUIET, [429] + [200] * 99), GREEDY, "modest caller: answers that were not 200"),
-        (samples(QUIET), samples([0.001] * 100), "greedy caller: accepted"),
-        (samples(QUIET), samples([0.001] * 100, [429] * 100), "greedy caller: part of what it may"),
-        (samples(QUIET), samples([0.001] * 100, [200] * 11 + [503] * 89), "greedy caller: answers other"),
-        (samples(QUIET), samples([0.100] * 100, [200] * 11 + [429] * 89), "refusals: p99"),
+        (slower(MODEST, "tenfold", 0.003), greedily(), "modest caller: p99 beside"),
+        (refused_once(MODEST), greedily(), "modest caller: answers that were not 200"),
+        (replace(MODEST, degraded=MODEST.intended > 89), greedily(), "modest caller: degraded"),
+        (MODEST, greedily(12), "greedy caller: accepted"),
+        (MODEST, greedily(7), "greedy caller: share of what it may"),
+        (MODEST, greedily(otherwise=503), "greedy caller: answers other"),
+        (MODEST, replace(greedily(), ended=greedily().sent + 0.1), "refusals: p99"),
     ],
 )
 def test_the_judge_sees_what_is_not(modest: Samples, greedy: Samples, broken: str) -> None:
-    failed = [one["name"] for one in judged(modest, greedy)["checks"] if not one["passed"]]
-    assert any(name.startswith(broken) for name in failed), failed
+    checks: list[dict[str, Any]] = report(PLAN, modest, greedy, None)["checks"]
+    failed = [one["name"] for one in checks if not one["passed"]]
+    assert len([name for name in failed if name.startswith(broken)]) == 1, failed
 
 
-def test_ratios_are_taken_within_a_round() -> None:
-    """The machine was slow in the second round; both kinds were, and nobody was unfair."""
-    slow = [0.1] * 100
-    modest = {"alone": [samples(QUIET), samples(slow)], "tenfold": [samples(QUIET), samples(slow)]}
-    assert p99_ratios(modest, PLAN) == {"tenfold": [1.0, 1.0]}
-    assert SHORT.flood_rate == 0
+def test_a_machine_that_is_slow_for_a_block_is_slow_for_every_kind() -> None:
+    modest = replace(MODEST, ended=MODEST.ended + 0.5 * (MODEST.intended < 30))
+    assert report(PLAN, modest, greedily(), None)["p99_ratios_by_block"]["tenfold"] == [1.0, 1.0, 1.0]
+
+
+def test_a_flood_may_refuse_itself_and_nobody_else() -> None:
+    flood = greedily(50)
+    assert passed(report(PLAN, MODEST, greedily(), (MODEST, flood))["checks"])
+    assert not passed(report(PLAN, MODEST, greedily(), (refused_once(MODEST), flood))["checks"])
+    assert not passed(report(PLAN, MODEST, greedily(), (MODEST, greedily(100)))["checks"]), "it was no flood"
