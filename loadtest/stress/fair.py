@@ -9,12 +9,13 @@ places is what keeps it from shutting out the other.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ SHORT = Plan(
     window_s=1.0,
     guard_s=0.2,
     warmup_s=0.5,
-    start_s=4.0,
     rate=20.0,
     quota=10.0,
     flood_rate=0.0,
@@ -123,10 +123,10 @@ def _both(plan: Plan, served: Served, keys: _Keys, other: str, when: np.ndarray)
     """Both callers at once, each from a process of its own.   when: the other one sends, seconds"""
     lasts_s = max(float(when[-1]) + 0.5, plan.warmup_s + len(window_kinds(plan)) * plan.window_s)
     steadily = poisson_arrivals(plan.rate, plan.flood_s if other == "flood" else lasts_s, seed=1)
-    start_at = time.monotonic() + plan.start_s  # of the whole machine, not of a process
+    together = multiprocessing.get_context("spawn").Barrier(2)
     with ThreadPoolExecutor(2) as pool:
         loads = [
-            pool.submit(_load, plan, served, keys.headers(caller), offsets_s, start_at)
+            pool.submit(_load, plan, served, keys.headers(caller), offsets_s, together)
             for caller, offsets_s in (("modest", steadily), (other, when))
         ]
         modest, beside = (load.result() for load in loads)
@@ -134,7 +134,7 @@ def _both(plan: Plan, served: Served, keys: _Keys, other: str, when: np.ndarray)
 
 
 def _load(
-    plan: Plan, served: Served, headers: dict[str, str], offsets_s: np.ndarray, start_at: float
+    plan: Plan, served: Served, headers: dict[str, str], offsets_s: np.ndarray, together: Barrier
 ) -> Samples:
     users = np.random.default_rng(len(offsets_s)).integers(1, plan.num_users + 1, size=len(offsets_s))
     load = Load(
@@ -146,7 +146,7 @@ def _load(
         max_connections=MAX_CONNECTIONS,
         pin_cpu=_cpus()[-1],
         headers=headers,
-        start_at=start_at,
+        together=together,
     )
     return run_generator(load, lambda sent, answered, of: None)
 

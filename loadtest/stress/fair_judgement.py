@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.generator import Samples
+from loadtest.generator import STAGES, Samples
 from loadtest.histogram import percentiles
 from loadtest.stress.outcome import check
 
@@ -25,7 +25,7 @@ class Plan:
     """rate: the modest caller's requests/s   quota: the greedy caller's, of which it sends `excess` times
 
     window_s: of one kind; the first guard_s are not counted   rounds_per_block: over which a p99 is taken
-    flood_rate: requests/s of the caller without a rate, 0 for no flood   start_s: for processes to come up
+    flood_rate: requests/s of the caller without a rate, 0 for no flood
     """
 
     rounds: int = 40
@@ -33,7 +33,6 @@ class Plan:
     window_s: float = 2.5
     guard_s: float = 0.5
     warmup_s: float = 2.0
-    start_s: float = 6.0
     rate: float = 100.0
     quota: float = 20.0
     burst: int = 2
@@ -94,7 +93,7 @@ def report(
         "p99_ratio_of_all": {kind: _p99_ms(latency[kind]) / _p99_ms(latency["alone"]) for kind in KINDS[1:]},
         "greedy_by_status": {kind: _by_status(greedy, plan, kind) for kind in KINDS[1:]},
         "refusals_p50_ms": None if refused is None else refused.p50_ms,
-        "generator_lag_p99_ms": _p99_ms(modest.sent - modest.intended),
+        "modest_p99_ms_where": {kind: _where(modest, _counted(modest, plan, kind)) for kind in KINDS},
         "flood_by_status": None if flood is None else _statuses(flood[1].status),
         "modest_in_the_flood": None if flood is None else _latency(flood[0].ended - flood[0].intended),
         "checks": checks,
@@ -142,6 +141,12 @@ def _window_of(samples: Samples, plan: Plan) -> np.ndarray:
 
 def _seconds(samples: Samples, chosen: np.ndarray) -> np.ndarray:
     return (samples.ended - samples.intended)[chosen]
+
+
+def _where(samples: Samples, chosen: np.ndarray) -> dict[str, float]:
+    """p99s: how late the generator sent, and how long the service says that it took."""
+    lag_s, total_s = samples.sent - samples.intended, samples.stages_s[:, STAGES.index("total")]
+    return {"generator_lag": _p99_ms(lag_s[chosen]), "service": _p99_ms(total_s[chosen])}
 
 
 def _p99_ms(seconds: np.ndarray) -> float:
