@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from loadtest.bench_commands import gpu, tower
-from loadtest.command_options import AllowRemote, Url, Users, err, progress
+from loadtest.command_options import AllowRemote, KeyFile, Url, Users, err, progress
 from loadtest.comparison import compare
 from loadtest.errors import LoadtestError
 from loadtest.generator import user_id
@@ -23,7 +23,7 @@ from loadtest.seeding import (
     sequences_from_items,
     sequences_from_log,
 )
-from loadtest.target import check_url, describe_service
+from loadtest.target import check_url, describe_service, key_headers
 
 app = typer.Typer(
     help="Load tests of the recall service: open-loop, latency counted from the intended send time.\n\n"
@@ -53,6 +53,7 @@ def seed(
         typer.Option(help="Bundle store: random items of its published bundle.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    key_file: KeyFile = None,
     allow_remote: AllowRemote = False,
 ) -> None:
     """Give the load test's users sequences, through POST /events: from --log or from --bundles.
@@ -62,7 +63,8 @@ def seed(
     base = check_url(url, allow_remote=allow_remote)
     if (log is None) == (bundles is None):
         raise LoadtestError("name either --log FILE (real sequences) or --bundles STORE (random items)")
-    describe_service(base)
+    headers = key_headers(key_file)
+    describe_service(base, headers)
     if log is not None:
         sequences = sequences_from_log(log, num_users=users, events_per_user=events_per_user, seed=seed)
     else:
@@ -71,7 +73,7 @@ def seed(
         )
     with progress() as bars:
         bar = bars.add_task("users", total=users, note="")
-        num_events = seed_users(base, sequences, lambda done: bars.advance(bar, done))
+        num_events = seed_users(base, sequences, lambda done: bars.advance(bar, done), headers)
     typer.echo(f"{users:,} users, {num_events:,} events: {user_id(1)} … {user_id(users)}")
 
 

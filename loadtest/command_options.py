@@ -22,6 +22,10 @@ AllowRemote = Annotated[
     bool,
     typer.Option("--allow-remote", help="Allow a host that is not this machine. It must be yours to load."),
 ]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(help="File that holds an API key, for a service that takes keys.", show_default=False),
+]
 Bundle = Annotated[
     Path | None,
     typer.Option(help="Folder of a T2Diff bundle; else random weights.", show_default=False),

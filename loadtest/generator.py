@@ -11,9 +11,10 @@ import gc
 import math
 import selectors
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import aiohttp
@@ -26,6 +27,7 @@ STAGES = ("store", "queue", "tower", "search", "total")
 TIMEOUT, CONNECTION_FAILED, NOT_A_RECALL_ANSWER, WRONG_ANSWER = -1, -2, -3, -4  # in `status`, beside HTTP's
 MAX_CONNECTIONS = 900  # select() takes file descriptors below 1,024
 _START_DELAY_S = 0.2
+_START_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Load:
     max_connections: int
     pin_cpu: int | None  # the generator's CPU, None = wherever the system puts it
     accepts: Callable[[dict[str, Any]], bool] | None = None  # what an answer must be beside well-formed
+    headers: Mapping[str, str] = field(default_factory=dict)  # of every request, such as a key
+    together: Barrier | None = None  # loads that start at the same moment share one
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,12 @@ class _Client:
             connector=aiohttp.TCPConnector(limit=load.max_connections, keepalive_timeout=2.0),
             timeout=aiohttp.ClientTimeout(total=load.timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **load.headers},
         )
         cpu_before, wall_before = time.process_time(), time.monotonic()
         async with session:
+            if load.together is not None:
+                load.together.wait(_START_TIMEOUT_S)
             self.start = time.monotonic() + _START_DELAY_S
             progress = asyncio.create_task(self._tell_progress())
             async with asyncio.TaskGroup() as requests:

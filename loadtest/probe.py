@@ -33,6 +33,7 @@ from loadtest.generator import (
     generate,
 )
 from loadtest.histogram import Percentiles, percentiles
+from loadtest.target import key_headers
 
 MIN_ACHIEVED = 0.99  # of the asked rate
 LATE_MS = 5.0  # the generator is called late when 1 % of its requests left more than this after their time
@@ -60,6 +61,7 @@ class ProbeSettings:
     max_connections: int
     seed: int
     pin_cpu: int | None
+    key_file: str | None = None  # the file's name: settings stand in reports
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def draw_up(
         max_connections=settings.max_connections,
         pin_cpu=settings.pin_cpu,
         accepts=accepts,
+        headers=key_headers(settings.key_file),
     )
 
 

@@ -12,12 +12,12 @@ from typing import Annotated
 import typer
 
 from loadtest.arrivals import ARRIVALS, check_schedule
-from loadtest.command_options import AllowRemote, Url, Users, err, progress, this_command
+from loadtest.command_options import AllowRemote, KeyFile, Url, Users, err, progress, this_command
 from loadtest.errors import LoadtestError
 from loadtest.generator import MAX_CONNECTIONS
 from loadtest.knee import Knee, find_knee
 from loadtest.probe import Probe, ProbeSettings, run_probe
-from loadtest.target import check_url, describe_service, is_loopback_url
+from loadtest.target import check_url, describe_service, is_loopback_url, key_headers
 from loadtest.verdict import verdict
 
 
@@ -49,6 +49,7 @@ def run(
         Path | None,
         typer.Option(help="Folder of the report.", show_default="runs/loadtest/<UTC time>", file_okay=False),
     ] = None,
+    key_file: KeyFile = None,
     allow_remote: AllowRemote = False,
 ) -> None:
     """Load POST /recall and report: JSON, Markdown and a figure.
@@ -68,11 +69,13 @@ def run(
         max_connections=max_connections,
         seed=seed,
         pin_cpu=pin_cpu,
+        key_file=None if key_file is None else str(key_file),
     )
     rates = _rates(rate, knee)
     _check(settings, rates or [start_rate, max_rate], p99_limit_ms)
     folder = out or Path("runs/loadtest") / started.strftime("%Y%m%dT%H%M%SZ")
-    service = describe_service(settings.url)
+    headers = key_headers(key_file)
+    service = describe_service(settings.url, headers)
     err.print(
         f"{settings.url}: {service.get('model')}, bundle {service.get('bundle')}, on {service.get('device')}"
     )
@@ -89,7 +92,7 @@ def run(
         command=this_command(),
         started=started,
         service=service,
-        bundle_after=describe_service(settings.url).get("bundle"),
+        bundle_after=describe_service(settings.url, headers).get("bundle"),
         settings=settings,
         p99_limit_ms=p99_limit_ms,
         service_on_this_machine=is_loopback_url(settings.url),

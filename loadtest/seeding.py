@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -76,15 +76,23 @@ def bundle_item_ids(store: str) -> Sequence[str]:
     raise LoadtestError(f"bundles {store}: nothing is published there; t2diff-index publishes")
 
 
-def seed_users(url: str, sequences: Iterator[Behaviours], progress: Callable[[int], None]) -> int:
+def seed_users(
+    url: str,
+    sequences: Iterator[Behaviours],
+    progress: Callable[[int], None],
+    headers: Mapping[str, str] | None = None,
+) -> int:
     """Send user 1's sequence, user 2's, ... to POST /events; the number of events sent.
 
-    progress: called with the number of users done.   Raises LoadtestError at the first refusal.
+    progress: called with the number of users done   headers: of every request, such as a key
+    Raises LoadtestError at the first refusal.
     """
-    return asyncio.run(_seed_users(url, sequences, progress))
+    return asyncio.run(_seed_users(url, sequences, progress, headers or {}))
 
 
-async def _seed_users(url: str, sequences: Iterator[Behaviours], progress: Callable[[int], None]) -> int:
+async def _seed_users(
+    url: str, sequences: Iterator[Behaviours], progress: Callable[[int], None], headers: Mapping[str, str]
+) -> int:
     requests = _requests(sequences)
     num_events = 0
 
@@ -96,7 +104,7 @@ async def _seed_users(url: str, sequences: Iterator[Behaviours], progress: Calla
             progress(num_users)
 
     async with aiohttp.ClientSession(
-        timeout=_TIMEOUT, headers={"Content-Type": "application/json"}
+        timeout=_TIMEOUT, headers={"Content-Type": "application/json", **headers}
     ) as session:
         try:
             async with asyncio.TaskGroup() as workers:

@@ -7,6 +7,7 @@ import ipaddress
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,20 +48,39 @@ def is_loopback_url(url: str) -> bool:
         return False
 
 
-def describe_service(url: str) -> dict[str, Any]:
-    """The answer of GET /v2/models/recall; LoadtestError when the service is not there or not ready."""
-    return asyncio.run(_describe_service(url))
-
-
-async def _describe_service(url: str) -> dict[str, Any]:
+def key_headers(key_file: Path | str | None) -> dict[str, str]:
+    """What a request to a service with API keys carries; the file holds one key. Raises LoadtestError."""
+    if key_file is None:
+        return {}
     try:
-        async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
+        key = Path(key_file).read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        raise LoadtestError(f"key-file {key_file}: cannot be read: {reason}") from None
+    if not key.isprintable() or not key:
+        raise LoadtestError(f"key-file {key_file}: holds no key in one line")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def describe_service(url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The answer of GET /v2/models/recall; LoadtestError when the service is not there or not ready."""
+    return asyncio.run(_describe_service(url, headers or {}))
+
+
+async def _describe_service(url: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        async with aiohttp.ClientSession(timeout=_TIMEOUT, headers=headers) as session:
             async with session.get(f"{url}/v2/health/ready", allow_redirects=False) as response:
                 if response.status != 200:
                     raise LoadtestError(
                         f"service at {url} is not ready (GET /v2/health/ready: {response.status})"
                     )
             async with session.get(f"{url}/v2/models/recall", allow_redirects=False) as response:
+                if response.status in (401, 403):
+                    raise LoadtestError(
+                        f"the service at {url} takes API keys: name a file with one of the scope recall, "
+                        "and to seed also events, by --key-file"
+                    )
                 description = await response.json() if response.status == 200 else None
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         reason = str(error) or type(error).__name__

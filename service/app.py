@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,8 +16,10 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from service.access import ADMIN, ANY_KEY, OPEN, PUBLIC_NEEDS, admin_needs, guarded
 from service.admin import ADMIN_PATHS, AdminAnswer, admin_operations
 from service.body import deadline_of, parse, read_body
+from service.callers import Callers, Turn
 from service.console.routes import CONSOLE_PATHS, PAGE_HEADERS, STATIC, console_file, console_operations
 from service.deadline import Deadline
 from service.errors import CONTENT_TYPE, ServiceError, invalid_input, problem, render
@@ -56,8 +59,8 @@ ADMIN_LABELS = {
 }
 
 
-def create_app(service: RecallService) -> Application:
-    """What callers see."""
+def create_app(service: RecallService, callers: Callers | None = None) -> Application:
+    """What callers see.   callers: those with a key, None while anybody may ask"""
     app = FastAPI(title=TITLE, redoc_url=None)
     routes = _Routes(service)
     handlers = routes.handlers()
@@ -66,14 +69,25 @@ def create_app(service: RecallService) -> Application:
     document = openapi_document(
         {"title": TITLE, "version": _version(), "description": "The recall stage: a user's next candidates."},
         {name: inspect.getdoc(handler) or "" for name, handler in handlers.items()},
+        None if callers is None else {path: need.scopes for path, need in PUBLIC_NEEDS.items() if need},
     )
     app.openapi = lambda: document  # type: ignore[method-assign]
     _add_error_handlers(app)
-    return _finished(_RecallFirst(app, routes.answer), service, PUBLIC_LABELS)
+    door = guarded(_RecallFirst(app, routes.answer), callers, PUBLIC_NEEDS, otherwise=ANY_KEY)
+    return _finished(door, service, PUBLIC_LABELS)
 
 
-def create_admin_app(service: RecallService, reload: Callable[[], Awaitable[dict[str, Any]]]) -> Application:
-    """Metrics, admin calls and the console. reload: look at the bundle store now; what became of it."""
+def create_admin_app(
+    service: RecallService,
+    reload: Callable[[], Awaitable[dict[str, Any]]],
+    callers: Callers | None = None,
+    *,
+    open_metrics: bool = True,
+) -> Application:
+    """Metrics, admin calls and the console. reload: look at the bundle store now; what became of it.
+
+    callers: as for `create_app`   open_metrics: /metrics takes no key
+    """
     app = FastAPI(title=f"{TITLE}: metrics and admin", openapi_url=None)
 
     async def metrics(request: Request) -> Response:
@@ -85,7 +99,9 @@ def create_admin_app(service: RecallService, reload: Callable[[], Awaitable[dict
     for path in STATIC:
         app.add_route(path, _page, methods=["GET"])
     _add_error_handlers(app)
-    return _finished(app, service, ADMIN_LABELS)
+    needs = admin_needs(open_metrics=open_metrics) | dict.fromkeys(STATIC, OPEN)  # the page asks for a key
+    door = guarded(app, callers, needs, otherwise=ADMIN)
+    return _finished(door, service, ADMIN_LABELS)
 
 
 def _admin_handler(answer: AdminAnswer) -> Handler:
@@ -164,7 +180,8 @@ class _Routes:
         context = _context(request)
         deadline = deadline_of(context, self._settings.deadline_ms)
         batch = parse(RECALL_BATCH_REQUEST, await self._body(context, request.receive))
-        members = [_member(self._service, context, asked, deadline) for asked in batch.requests]
+        turn = nullcontext if context.caller is None else context.caller.begin_batch(len(batch.requests))
+        members = [_member(self._service, context, asked, deadline, turn) for asked in batch.requests]
         answers = await asyncio.gather(*members)
         return _json({"request_id": context.request_id, "responses": answers})
 
@@ -228,12 +245,17 @@ class _Routes:
 
 
 async def _member(
-    service: RecallService, context: RequestContext, asked: RecallRequest | Refused, deadline: Deadline
+    service: RecallService,
+    context: RequestContext,
+    asked: RecallRequest | Refused,
+    deadline: Deadline,
+    turn: Turn,
 ) -> dict[str, Any]:
     try:
         if isinstance(asked, Refused):
             raise invalid_input(asked.error)
-        recalled: Recalled = await service.recall(asked, deadline, context.headers.get(ARM_HEADER))
+        async with turn():
+            recalled: Recalled = await service.recall(asked, deadline, context.headers.get(ARM_HEADER))
         context.bundle = recalled.bundle
     except ServiceError as error:
         return {"status": error.status, "problem": error.problem()}

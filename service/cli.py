@@ -1,4 +1,4 @@
-"""`t2diff-serve`: answer recall requests from the store's current bundle."""
+"""`t2diff-serve`: answer recall requests from the store's current bundle; `t2diff-serve keys`: API keys."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from service.settings import ServiceSettings, SettingsError, load_settings
 
 def main() -> None:
     """Exit code 0 after a clean stop, 2 when the service cannot start."""
+    if sys.argv[1:2] == ["keys"]:
+        from service.keys_command import main as keys_main
+
+        keys_main(sys.argv[2:])
+        return
     try:
         settings = load_settings(sys.argv[1:])
     except SettingsError as error:

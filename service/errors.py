@@ -6,8 +6,9 @@ bad request becomes a 500) and the remedy. The core raises these classes; the HT
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from math import ceil
 from typing import Any, ClassVar
 
 import orjson
@@ -64,6 +65,31 @@ class InvalidHeaderError(ServiceError):
     status, kind = 400, "invalid-header"
 
 
+class UnauthorizedError(ServiceError):
+    """No key, or none that opens anything (RFC 6750)."""
+
+    status, kind = 401, "unauthorized"
+
+    def __init__(self, detail: str, *, error: str = "") -> None:
+        reason = f', error="{error}"' if error else ""
+        challenge = f'Bearer realm="t2diff"{reason}'
+        super().__init__(detail, headers={"WWW-Authenticate": challenge})
+
+
+class ForbiddenError(ServiceError):
+    """The key is known and opens something else."""
+
+    status, kind = 403, "forbidden"
+
+    def __init__(self, scopes: Iterable[str]) -> None:
+        needed = sorted(scopes)
+        challenge = f'Bearer realm="t2diff", error="insufficient_scope", scope="{" ".join(needed)}"'
+        super().__init__(
+            f"this key lacks the scope {' or '.join(needed)}; use one that has it",
+            headers={"WWW-Authenticate": challenge},
+        )
+
+
 class ReceiveTimeoutError(ServiceError):
     """The body did not arrive in time."""
 
@@ -114,6 +140,30 @@ class QueueFullError(ServiceError):
     def __init__(self, max_queue: int) -> None:
         super().__init__(
             f"{max_queue} requests already wait for the device; retry later or send fewer at once",
+            headers={"Retry-After": "1"},
+        )
+
+
+class OverRateError(ServiceError):
+    """The caller asks more often than its keys allow."""
+
+    status, kind = 429, "over-rate"
+
+    def __init__(self, rate: float, *, wait_s: float) -> None:
+        super().__init__(
+            f"this caller may send {rate:g} requests a second and has sent more; spread them",
+            headers={"Retry-After": str(max(1, ceil(wait_s)))},
+        )
+
+
+class OverShareError(ServiceError):
+    """The caller has as many requests under way as its share of the places."""
+
+    status, kind = 429, "over-share"
+
+    def __init__(self, held: int) -> None:
+        super().__init__(
+            f"this caller has {held} requests under way, all that its share allows now; wait for answers",
             headers={"Retry-After": "1"},
         )
 

@@ -30,6 +30,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from service.arm_metrics import ArmFamilies
+from service.caller_metrics import CallerFamilies
 
 PREFIX = "t2diff"
 STAGES = ("store", "queue", "tower", "search", "total")
@@ -135,6 +136,7 @@ class Metrics:
         )
         self.ready = Gauge(f"{PREFIX}_ready", "1 when requests are welcome.", registry=registry)
         self.arms = ArmFamilies(registry, PREFIX, BUCKETS_S)
+        self.callers = CallerFamilies(registry, PREFIX)
         for operation in ("read", "write"):
             self.set_breaker(operation, "closed")
         for outcome in ("loaded", "refused"):

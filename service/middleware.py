@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.callers import Caller
 from service.errors import CONTENT_TYPE, problem, render
 from service.metrics import Metrics
 
@@ -39,6 +40,7 @@ class RequestContext:
     bundle, fallback: what answered, and why if it was the fallback
     timings: stage -> seconds, in the order in which they are shown
     arm: of the running experiment   afterwards: what to do once the answer was sent
+    caller: whose key came with it; None where none was asked for
     """
 
     request_id: str
@@ -50,6 +52,7 @@ class RequestContext:
     timings: dict[str, float] = field(default_factory=dict)
     batch_size: int | None = None
     arm: str | None = None
+    caller: Caller | None = None
     afterwards: tuple[Callable[[], None], ...] = ()
 
     def server_timing(self, total_seconds: float) -> bytes:
@@ -137,6 +140,8 @@ def _log_fields(context: RequestContext, status: int, total: float) -> dict[str,
         "status": status,
         "total_ms": round(total * 1000, 3),
     }
+    if context.caller is not None:
+        fields["caller"] = context.caller.name
     if context.arm is not None:
         fields["arm"] = context.arm
     if context.fallback is not None:

@@ -6,6 +6,7 @@ would cost a third of a request's time for inference that is not used.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -69,29 +70,50 @@ OPERATIONS = {
 }
 _ERRORS = {
     400: "The body is not JSON, or a header is malformed.",
+    401: "The key is missing, unknown or over.",
+    403: "The key does not open this; see WWW-Authenticate.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     422: "A field is missing, unknown, of the wrong type or out of bounds.",
-    429: "Too many requests wait for the device; see Retry-After.",
+    429: "Too many requests wait for the device, or come from this caller; see Retry-After.",
     500: "The service met an error of its own.",
     503: "Nothing can answer now: no bundle, Redis away (events), or shutting down.",
     504: "The deadline passed.",
 }
 
 
-def openapi_document(info: dict[str, Any], descriptions: dict[str, str]) -> dict[str, Any]:
-    """The document of OPERATIONS.   descriptions: operation name -> text"""
+_OF_KEYS = (401, 403, 429)
+_KEY_SCHEME = {
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key, made by `t2diff-serve keys new`."}
+}
+
+
+def openapi_document(
+    info: dict[str, Any],
+    descriptions: dict[str, str],
+    scopes: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, Any]:
+    """The document of OPERATIONS.
+
+    descriptions: operation name -> text   scopes: path -> what a key must have there, None without keys
+    """
     models: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(Problem, "serialization"): None}
     paths: dict[str, Any] = {}
     for name, operation in OPERATIONS.items():
         if operation.body is not None:
             models[operation.body, "validation"] = None
         models[operation.answer, "serialization"] = None
+        needed = None if scopes is None else scopes.get(operation.path)
+        if needed is not None:
+            operation = operation._replace(errors=tuple(dict.fromkeys((*operation.errors, *_OF_KEYS))))
         described = _describe(name, operation, descriptions[name])
+        if needed is not None:
+            described["security"] = [{"key": sorted(needed)}]
         paths.setdefault(operation.path, {})[operation.method.lower()] = described
     _, schemas = models_json_schema(list(models), ref_template="#/components/schemas/{model}")
-    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas["$defs"]}}
+    components = {"schemas": schemas["$defs"], **({} if scopes is None else {"securitySchemes": _KEY_SCHEME})}
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components}
 
 
 def _describe(name: str, operation: Operation, description: str) -> dict[str, Any]:

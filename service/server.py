@@ -23,15 +23,19 @@ import uvicorn
 from service.app import create_admin_app, create_app
 from service.arms import Arms
 from service.batcher import Batcher
+from service.callers import Callers
 from service.embedded_redis import EmbeddedRedis
 from service.engine import EngineAnswer, EngineRequest, choose_device, set_threads
 from service.errors import StoreUnavailableError
+from service.exposure import check_exposure, is_loopback
+from service.key_watch import KeyWatch
 from service.metrics import Metrics
 from service.middleware import Application
 from service.recall import RecallService
 from service.reloader import Reloader
 from service.sequence_store import SequenceStore, options_of
 from service.settings import ServiceSettings, SettingsError, environment_variable_of, flag_of
+from service.tls import TlsFiles, tls_files
 
 logger = logging.getLogger("t2diff.server")
 SWITCH_INTERVAL_S = 0.0005
@@ -60,26 +64,37 @@ async def serve(
     Raises StartError, EmbeddedRedisError or ValueError when the service cannot start.
     """
     stop = _stop_signal()
+    tls = tls_files(settings)
     with (
         _bound(settings.host, settings.port, "port") as public,
         _bound(settings.admin_host, settings.admin_port, "admin_port") as admin,
     ):
+        check_exposure(settings, {"host": public, "admin_host": admin})
+        keys = None if settings.api_keys is None else KeyWatch(settings.api_keys)
+        private = is_loopback(admin)
+        admin_tls = None if private else tls
         async with _parts(settings) as (service, reloader, redis_shown):
+            callers = None if keys is None else _callers(settings, keys, service.metrics)
+            admin_app = create_admin_app(service, reloader.check, callers, open_metrics=private)
             servers = [
-                Listener(create_app(service), timeout_s=settings.shutdown_timeout_s),
-                Listener(create_admin_app(service, reloader.check), timeout_s=1),
+                Listener(create_app(service, callers), timeout_s=settings.shutdown_timeout_s, tls=tls),
+                Listener(admin_app, timeout_s=1, tls=admin_tls),
             ]
             running = [
                 asyncio.create_task(server.serve(sockets=[listening]))
                 for server, listening in zip(servers, (public, admin), strict=True)
             ]
             await _started(servers, running)
-            polling = asyncio.create_task(reloader.poll())
+            polling = [asyncio.create_task(reloader.poll())]
+            if keys is not None and callers is not None:
+                polling.append(asyncio.create_task(keys.poll(callers, service.metrics.callers)))
             service.metrics.ready.set(1)
             _on_hangup(service, reloader, reread)
-            announce(_greeting(settings, service, _url(public), _url(admin), redis_shown))
+            urls = _url(public, tls), _url(admin, admin_tls)
+            announce(_greeting(settings, service, *urls, redis_shown, keys))
             await asyncio.wait([stop, *running], return_when=asyncio.FIRST_COMPLETED)
-            polling.cancel()
+            for task in polling:
+                task.cancel()
             await _drain(settings, service, servers, running)
 
 
@@ -127,6 +142,13 @@ async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService
             await store.close()
 
 
+def _callers(settings: ServiceSettings, keys: KeyWatch, metrics: Metrics) -> Callers:
+    """Everybody with a key; they share what fits into the queue and on the device."""
+    callers = Callers(keys.keys, num_places=settings.max_queue + settings.max_batch)
+    metrics.callers.callers = callers
+    return callers
+
+
 @contextlib.asynccontextmanager
 async def _redis(settings: ServiceSettings) -> AsyncIterator[tuple[str, str]]:
     """The URL of the Redis to use, and how to show it without its password."""
@@ -152,7 +174,7 @@ async def _reachable(store: SequenceStore) -> bool:
 class Listener(uvicorn.Server):
     """A uvicorn server that leaves the signals to us: there are two of them."""
 
-    def __init__(self, app: Application, *, timeout_s: int) -> None:
+    def __init__(self, app: Application, *, timeout_s: int, tls: TlsFiles | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -168,6 +190,7 @@ class Listener(uvicorn.Server):
                 backlog=2048,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=timeout_s,
+                **({} if tls is None else tls.uvicorn_options()),
             )
         )
 
@@ -259,13 +282,19 @@ def _named(setting: str) -> str:
     return f"{setting} ({flag_of(setting)}, {environment_variable_of(setting)})"
 
 
-def _url(bound: socket.socket) -> str:
+def _url(bound: socket.socket, tls: TlsFiles | None) -> str:
     host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if tls is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _greeting(
-    settings: ServiceSettings, service: RecallService, public: str, admin: str, redis_shown: str
+    settings: ServiceSettings,
+    service: RecallService,
+    public: str,
+    admin: str,
+    redis_shown: str,
+    keys: KeyWatch | None,
 ) -> str:
     engine = service.engine
     bundle = engine.bundle
@@ -277,6 +306,7 @@ def _greeting(
         "device": f"{engine.device}, {settings.torch_threads} thread(s)",
         "tower": f"engine {engine.tower.name}",
         **({} if service.arms is None else {"arms": _shown_arms(service.arms)}),
+        **({} if keys is None else {"keys": "{keys} of {callers} caller(s)".format(**keys.summary())}),
         "redis": redis_shown,
     }
     return "\n".join(["t2diff-serve is ready", *(f"  {name:<7} {text}" for name, text in lines.items())])

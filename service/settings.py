@@ -33,7 +33,7 @@ class SettingsError(ValueError):
 
 
 class ServiceSettings(BaseSettings):
-    """What the service can be told. Times carry their unit in the name."""
+    """What the service can be told. Times carry their unit in the name. Keys: t2diff-serve keys --help."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX,
@@ -52,6 +52,19 @@ class ServiceSettings(BaseSettings):
     admin_host: str = Field("127.0.0.1", description="Address of metrics and admin calls; keep it private.")
     admin_port: int = Field(
         8001, ge=0, le=65535, description="Port of metrics and admin; 0 takes a free one."
+    )
+    api_keys: Path | None = Field(
+        None, description="File of API keys; without it whoever reaches the port may ask. See Access."
+    )
+    allow_anonymous: bool = Field(
+        False, description="Serve an address that others can reach without API keys."
+    )
+    tls_certificate: Path | None = Field(
+        None, description="TLS: certificate and chain (PEM); without it plain HTTP."
+    )
+    tls_key: Path | None = Field(None, description="TLS: the certificate's private key (PEM, unencrypted).")
+    tls_client_ca: Path | None = Field(
+        None, description="TLS: clients must show a certificate of this authority (PEM)."
     )
     state_dir: Path = Field(Path("state"), description="Folder for what the embedded Redis keeps on disk.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

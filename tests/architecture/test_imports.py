@@ -36,7 +36,7 @@ IMPORTERS = {
     "faiss": {"index_builder/faiss_library.py"},
     "redis": {"service/redis_guard.py"},
     "fastapi": {"service/app.py"},
-    "prometheus_client": {"service/metrics.py", "service/arm_metrics.py"},
+    "prometheus_client": {"service/metrics.py", "service/arm_metrics.py", "service/caller_metrics.py"},
     "purgatory": {"service/redis_guard.py"},
     "matplotlib": {
         "model/report/page.py",

@@ -82,8 +82,8 @@ class Served:
         self.process = process
         self.greeting = greeting
         self.log_path = log
-        self.url = re.search(r"recall +(http://\S+)", greeting)[1]  # type: ignore[index]
-        self.admin_url = re.search(r"admin +(http://\S+)", greeting)[1]  # type: ignore[index]
+        self.url = re.search(r"recall +(https?://\S+)", greeting)[1]  # type: ignore[index]
+        self.admin_url = re.search(r"admin +(https?://\S+)", greeting)[1]  # type: ignore[index]
         self.bundle = re.search(r"bundle +(\S+):", greeting)[1]  # type: ignore[index]
 
     @property

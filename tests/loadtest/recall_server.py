@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Behaviour:
     num_candidates: int = -1  # -1: as many as asked
     ready: bool = True
     refuse_events: bool = False
+    key: str = ""  # what callers must bring; nothing: anybody may ask
 
 
 class RecallServer:
@@ -45,6 +47,13 @@ class RecallServer:
         self.behaviour = replace(Behaviour(), **await request.json())
         self.num_requests, self.users, self.posted = 0, [], []
         return web.json_response({})
+
+    @web.middleware
+    async def door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        free = request.path in ("/behave", "/seen", "/v2/health/ready") or not self.behaviour.key
+        if not free and request.headers.get("Authorization") != f"Bearer {self.behaviour.key}":
+            return web.json_response({}, status=401)
+        return await handler(request)
 
     async def recall(self, request: web.Request) -> web.Response:
         question = await request.json()
@@ -99,7 +108,7 @@ class RecallServer:
 
 async def main() -> None:
     server = RecallServer()
-    app = web.Application(client_max_size=2**24)
+    app = web.Application(client_max_size=2**24, middlewares=[server.door])
     app.add_routes(
         [
             web.post("/behave", server.behave),

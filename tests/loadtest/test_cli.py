@@ -48,6 +48,37 @@ def test_run_writes_a_report_and_prints_the_verdict(server, tmp_path, command):
     assert "1.00×" in out
 
 
+def test_a_service_with_keys_is_seeded_and_loaded_by_one_that_no_report_shows(
+    server, tmp_path, command, monkeypatch
+):
+    server.behave(key="t2diff_secret")
+    monkeypatch.setattr(cli, "bundle_item_ids", lambda store: ["i1", "i2"])
+    load = ["run", "--url", server.url, "--rate", "20", "--duration", "0.5", "--warmup", "0", "--users", "5"]
+    load += ["--p99-limit-ms", "60000", "--out", str(tmp_path / "out")]
+    code, _, err = command(*load)
+    assert code == 2
+    assert "takes API keys: name a file" in err
+    file = tmp_path / "key"
+    file.write_text("t2diff_secret\n")
+    with_key = ["--key-file", str(file)]
+    assert command("seed", "--url", server.url, "--bundles", "b", "--users", "5", *with_key)[0] == 0
+    assert command(*load, *with_key)[0] == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["probes"][0]["num_answers"] == 10
+    written = [path for path in (tmp_path / "out").iterdir() if path.suffix != ".png"]
+    assert len(written) == 2
+    assert not any("t2diff_secret" in path.read_text() for path in written)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"two\nlines", b"\xff"])
+def test_a_file_without_a_key_is_named(server, tmp_path, command, content):
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    code, _, err = command("run", "--url", server.url, "--rate", "1", "--key-file", str(file))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"key-file {file}: " in err
+
+
 def test_run_from_a_fresh_process_finds_the_knee(server, tmp_path):
     options = ["--find-knee", "--start-rate", "20", "--max-rate", "40", "--duration", "0.4", "--warmup", "0"]
     options += ["--p99-limit-ms", "60000", "--out", str(tmp_path)]

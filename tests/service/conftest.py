@@ -26,6 +26,7 @@ from model.checkpoint import Checkpoint
 from model.registry import build_model
 from service.app import create_app
 from service.batcher import Batcher
+from service.callers import Callers
 from service.embedded_redis import EmbeddedRedis, find_redis_server
 from service.engine import Engine, set_threads
 from service.metrics import Metrics
@@ -161,10 +162,13 @@ Start = Callable[..., Awaitable[Running]]
 async def start(
     bundles: Path, engine: Engine, redis_on_a_port: str, request: pytest.FixtureRequest, anyio_backend: object
 ) -> AsyncIterator[Start]:
-    """`await start(setting=value, …)`: a service on the published bundle and a Redis namespace of its own."""
+    """`await start(setting=value, …)`: a service on the published bundle and a Redis namespace of its own.
+
+    callers: those with a key; without them anybody may ask
+    """
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start_service(**overrides: Any) -> Running:
+        async def start_service(callers: Callers | None = None, **overrides: Any) -> Running:
             values: dict[str, Any] = {
                 "bundles": str(bundles),
                 "redis_url": redis_on_a_port,
@@ -190,7 +194,7 @@ async def start(
             stack.push_async_callback(batcher.close)
             service = RecallService(settings, store=store, batcher=batcher, metrics=metrics)
             service.swap(engine)
-            app = create_app(service)
+            app = create_app(service, callers)
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)  # type: ignore[arg-type]
             client = httpx.AsyncClient(transport=transport, base_url="http://service")
             await stack.enter_async_context(client)
