@@ -40,9 +40,9 @@ Result = TypeVar("Result")
 
 
 class BatchEngine(Protocol[Request, Answer]):
-    """What can run a batch: as many answers as requests, in their order."""
+    """What can run a batch: as many answers as requests, in their order; an exception fails one alone."""
 
-    def recall(self, requests: Sequence[Request], /) -> Sequence[Answer]: ...
+    def recall(self, requests: Sequence[Request], /) -> Sequence[Answer | Exception]: ...
 
 
 class Batched(NamedTuple, Generic[Answer]):
@@ -94,6 +94,10 @@ class Batcher(Generic[Request, Answer]):
         """Requests that wait for the device."""
         return len(self._queue)
 
+    def expected_wait_s(self, ahead: int) -> float:
+        """How long the device will take for the full batches among `ahead` requests, as it has lately."""
+        return ahead // self._max_batch * self._expected_seconds
+
     @property
     def busy_seconds(self) -> float:
         """How long the present batch has been running; 0 when idle. Liveness watches it."""
@@ -114,6 +118,8 @@ class Batcher(Generic[Request, Answer]):
         batch raised.
         """
         entry = _Entry(engine, request, deadline, time.monotonic(), self._loop.create_future())
+        if deadline.at <= entry.enqueued:
+            raise _late()
         with self._wake:
             if self._closing:
                 raise ShuttingDownError("the service is shutting down; send the request to another instance")
@@ -269,8 +275,11 @@ def _run_batch(
         answers = batch[0].engine.recall([entry.request for entry in batch])
         if len(answers) != len(batch):
             raise RuntimeError(f"the engine gave {len(answers)} answers for {len(batch)} requests")
-        if on_batch is not None:
-            on_batch(answers)
+        computed = [answer for answer in answers if not isinstance(answer, Exception)]
+        if on_batch is not None and computed:
+            on_batch(computed)
+    except DeadlineExceededError:  # of every member: most have been told by their timers
+        return [(entry.future, None, _late()) for entry in batch]
     except BaseException as error:  # whatever it was, the waiters must hear of it and the thread goes on
         bundle = getattr(getattr(batch[0].engine, "bundle", None), "bundle_id", None)
         logger.exception("a batch failed", extra={"bundle": bundle, "batch_size": len(batch)})
@@ -278,7 +287,9 @@ def _run_batch(
             (e.future, None, EngineFailedError(f"the model failed: {type(error).__name__}")) for e in batch
         ]
     return [
-        (entry.future, Batched(answer, started - entry.enqueued), None)
+        (entry.future, None, answer)
+        if isinstance(answer, Exception)
+        else (entry.future, Batched(answer, started - entry.enqueued), None)
         for entry, answer in zip(batch, answers, strict=True)
     ]
 

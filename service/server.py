@@ -19,13 +19,16 @@ from functools import partial
 from urllib.parse import urlsplit
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import create_admin_app, create_app
 from service.arms import Arms
+from service.batch_memory import BatchMemory
 from service.batcher import Batcher
+from service.early_refusal import refusing_early
 from service.embedded_redis import EmbeddedRedis
 from service.engine import EngineAnswer, EngineRequest, choose_device, set_threads
-from service.errors import StoreUnavailableError
+from service.errors import QueueFullError, StoreUnavailableError
 from service.metrics import Metrics
 from service.middleware import Application
 from service.recall import RecallService
@@ -63,7 +66,11 @@ async def serve(
     ):
         async with _parts(settings) as (service, reloader, redis_shown):
             servers = [
-                Listener(create_app(service), timeout_s=settings.shutdown_timeout_s),
+                Listener(
+                    create_app(service),
+                    timeout_s=settings.shutdown_timeout_s,
+                    http=public_protocol(service),
+                ),
                 Listener(create_admin_app(service, reloader.check), timeout_s=1),
             ]
             running = [
@@ -97,6 +104,7 @@ async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService
         metrics.queue_depth.set_function(lambda: batcher.depth)
         metrics.device_busy.set_function(lambda: batcher.busy_seconds)
         service = RecallService(settings, store=store, batcher=batcher, metrics=metrics)
+        metrics.in_flight.set_function(lambda: service.in_flight.count)
         reloader = Reloader(
             settings,
             device=device,
@@ -106,6 +114,8 @@ async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService
             on_experiment=service.run_experiment,
             in_use=service.engines,
             on_refreshed=service.refresh,
+            degradation=service.degradation,
+            memory=BatchMemory(on_limit=metrics.set_batch_limit),
         )
         try:
             first = await reloader.run(settings.experiment)
@@ -145,15 +155,26 @@ async def _reachable(store: SequenceStore) -> bool:
     return False
 
 
+def public_protocol(service: RecallService) -> type[asyncio.Protocol]:
+    """What speaks HTTP with callers. Refusals that are to be logged take the usual way."""
+    if service.settings.log_requests == "all":
+        return HttpToolsProtocol
+    full = QueueFullError(service.in_flight.limit)
+    count = partial(service.metrics.count_response, "recall", full.status)
+    return refusing_early(lambda: service.in_flight.full, full, count)
+
+
 class Listener(uvicorn.Server):
     """A uvicorn server that leaves the signals to us: there are two of them."""
 
-    def __init__(self, app: Application, *, timeout_s: int) -> None:
+    def __init__(
+        self, app: Application, *, timeout_s: int, http: type[asyncio.Protocol] = HttpToolsProtocol
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=http,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

@@ -1,0 +1,112 @@
+"""The 429 of an overloaded service, given before the request is parsed.
+
+A refusal through parser, task and application costs about as much as a tenth of an answer: at ten times what
+a core can answer, they would leave it no time to answer any. So while the service is full, the HTTP protocol
+looks at the bytes themselves. What is one whole `POST /recall` in one piece, framed in the plainest way, is
+refused there and then; everything else takes the usual way and is refused by the application. The answer is
+the application's, byte for byte but for its time.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.errors import CONTENT_TYPE, QueueFullError, render
+from service.middleware import request_id_of
+
+_RECALL = b"POST /recall HTTP/1.1\r\n"
+_FRAMING = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r\n")
+_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([^\r\n]*)")
+_UNUSUAL = (b"transfer-encoding", b"close", b"upgrade", b"expect", b"content-encoding")
+"""Anywhere in a head: it takes the usual way."""
+
+
+def refusing_early(
+    is_full: Callable[[], bool],
+    error: QueueFullError,
+    on_refused: Callable[[], None],
+    base: type[HttpToolsProtocol] = HttpToolsProtocol,
+) -> type[HttpToolsProtocol]:
+    """A protocol for uvicorn that gives `error` while `is_full`.   on_refused: called for each"""
+    before, after = render(error.problem("@")).split(b'"@"')
+    extra = b"".join(b"%b: %b\r\n" % (k.lower().encode(), v.encode()) for k, v in error.headers.items())
+    start = b"HTTP/1.1 %d Too Many Requests\r\n" % error.status
+    fixed = extra + b"content-type: %b\r\n" % CONTENT_TYPE.encode()
+
+    class RefusingEarly(base):  # type: ignore[valid-type,misc]
+        """One connection."""
+
+        _within_request = False
+
+        def on_message_begin(self) -> None:
+            self._within_request = True
+            super().on_message_begin()
+
+        def on_message_complete(self) -> None:
+            self._within_request = False
+            super().on_message_complete()
+
+        def data_received(self, data: bytes) -> None:
+            if is_full() and self._at_rest():
+                arrived = time.monotonic()
+                request_id = whole_recall(data)
+                if request_id is not None:
+                    self._refuse(request_id, arrived)
+                    return
+            super().data_received(data)
+
+        def _at_rest(self) -> bool:
+            """No request is under way here, nothing waits to be read or written."""
+            return (
+                not self._within_request
+                and (self.cycle is None or self.cycle.response_complete)
+                and not self.pipeline
+                and not self.flow.write_paused
+                and not self.transport.is_closing()
+            )
+
+        def _refuse(self, request_id: str, arrived: float) -> None:
+            self._unset_keepalive_if_required()
+            quoted = orjson.dumps(request_id)
+            head = [start]
+            for name, value in self.server_state.default_headers:
+                head += (name, b": ", value, b"\r\n")
+            body = before + quoted + after
+            seconds = time.monotonic() - arrived
+            head += (
+                fixed,
+                b"content-length: %d\r\nx-request-id: %b\r\n" % (len(body), request_id.encode()),
+                b"server-timing: total;dur=%.3f\r\n\r\n" % (1000 * seconds),
+                body,
+            )
+            self.transport.write(b"".join(head))
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+            on_refused()
+
+    return RefusingEarly
+
+
+def whole_recall(data: bytes) -> str | None:
+    """The request id, given or fresh, if `data` is one whole `POST /recall` in the plainest framing."""
+    if not data.startswith(_RECALL):
+        return None
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    head = data[: end + 2].lower()
+    if head.count(b"content-length") != 1 or any(word in head for word in _UNUSUAL):
+        return None
+    framed = _FRAMING.search(head)
+    if framed is None or int(framed[1]) != len(data) - end - 4:
+        return None
+    given = _REQUEST_ID.search(head)
+    if given is None:
+        return request_id_of(None)
+    return request_id_of(data[given.start(1) : given.end(1)].strip())

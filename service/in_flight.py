@@ -1,0 +1,53 @@
+"""How many users are being recalled at this moment, and whether one more is welcome.
+
+Counted is what has arrived whole, from then until its answer is made: an idle connection or a body that
+dribbles in takes no place. Full means as many as the settings allow, or so many that the next one would wait
+for most of the default deadline, by the time that batches have lately taken. Who comes then is refused (429)
+at once, instead of being answered late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from service.errors import QueueFullError
+
+WAIT_SHARE = 0.75
+"""Of the default deadline: the rest is for the store, the request's own batch and its answer."""
+
+
+class InFlight:
+    """Belongs to the event loop. Enter it for as long as one user is being recalled."""
+
+    def __init__(
+        self, limit: int, *, deadline_s: float, expected_wait_s: Callable[[int], float] = lambda ahead: 0.0
+    ) -> None:
+        """expected_wait_s: how long a request waits for the device when so many came before it"""
+        self.limit = limit
+        self.count = 0
+        self._longest_wait_s = WAIT_SHARE * deadline_s
+        self._expected_wait_s = expected_wait_s
+
+    @property
+    def full(self) -> bool:
+        """Whether a request that arrives now is refused."""
+        return self.count >= self.limit or self._expected_wait_s(self.count) >= self._longest_wait_s
+
+    @property
+    def pressure(self) -> float:
+        """How near a request is to being refused: 0 when nobody is there, 1 when it is."""
+        return max(self.count / self.limit, self._expected_wait_s(self.count) / self._longest_wait_s)
+
+    def check(self) -> None:
+        """Raises QueueFullError when full."""
+        if self.full:
+            raise QueueFullError(self.limit)
+
+    def __enter__(self) -> InFlight:
+        """Raises QueueFullError when full."""
+        self.check()
+        self.count += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.count -= 1
