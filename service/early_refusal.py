@@ -17,8 +17,10 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import CONTENT_TYPE, QueueFullError, render
+from service.in_flight import InFlight
 from service.middleware import request_id_of
 
+_PATH = "/recall"
 _RECALL = b"POST /recall HTTP/1.1\r\n"
 _FRAMING = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r\n")
 _REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([^\r\n]*)")
@@ -27,16 +29,19 @@ _UNUSUAL = (b"transfer-encoding", b"close", b"upgrade", b"expect", b"content-enc
 
 
 def refusing_early(
-    is_full: Callable[[], bool],
-    error: QueueFullError,
+    in_flight: InFlight,
     on_refused: Callable[[], None],
     base: type[HttpToolsProtocol] = HttpToolsProtocol,
 ) -> type[HttpToolsProtocol]:
-    """A protocol for uvicorn that gives `error` while `is_full`.   on_refused: called for each"""
+    """A protocol for uvicorn that refuses while `in_flight` is full.   on_refused: called for each"""
+    error = QueueFullError(in_flight.limit)
     before, after = render(error.problem("@")).split(b'"@"')
     extra = b"".join(b"%b: %b\r\n" % (k.lower().encode(), v.encode()) for k, v in error.headers.items())
     start = b"HTTP/1.1 %d Too Many Requests\r\n" % error.status
     fixed = extra + b"content-type: %b\r\n" % CONTENT_TYPE.encode()
+
+    def _begun() -> None:
+        in_flight.arriving -= 1
 
     class RefusingEarly(base):  # type: ignore[valid-type,misc]
         """One connection."""
@@ -52,13 +57,18 @@ def refusing_early(
             super().on_message_complete()
 
         def data_received(self, data: bytes) -> None:
-            if is_full() and self._at_rest():
+            if in_flight.full_for_arrivals and self._at_rest():
                 arrived = time.monotonic()
                 request_id = whole_recall(data)
                 if request_id is not None:
                     self._refuse(request_id, arrived)
                     return
+            before = self.cycle
             super().data_received(data)
+            cycle = self.cycle
+            if cycle is not before and not cycle.more_body and cycle.scope["path"] == _PATH:
+                in_flight.arriving += 1
+                self.loop.call_soon(_begun)  # after its task has, which was put in the same line just now
 
         def _at_rest(self) -> bool:
             """No request is under way here, nothing waits to be read or written."""

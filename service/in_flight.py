@@ -25,13 +25,19 @@ class InFlight:
         """expected_wait_s: how long a request waits for the device when so many came before it"""
         self.limit = limit
         self.count = 0
+        self.arriving = 0  # read from their connections in this turn of the loop, and not begun yet
         self._longest_wait_s = WAIT_SHARE * deadline_s
         self._expected_wait_s = expected_wait_s
 
     @property
     def full(self) -> bool:
-        """Whether a request that arrives now is refused."""
-        return self.count >= self.limit or self._expected_wait_s(self.count) >= self._longest_wait_s
+        """Whether a request that begins now is refused."""
+        return self._full(self.count)
+
+    @property
+    def full_for_arrivals(self) -> bool:
+        """Whether one will be that is being read now: those read before it in the same turn go first."""
+        return self._full(self.count + self.arriving)
 
     @property
     def pressure(self) -> float:
@@ -42,6 +48,9 @@ class InFlight:
         """Raises QueueFullError when full."""
         if self.full:
             raise QueueFullError(self.limit)
+
+    def _full(self, count: int) -> bool:
+        return count >= self.limit or self._expected_wait_s(count) >= self._longest_wait_s
 
     def __enter__(self) -> InFlight:
         """Raises QueueFullError when full."""

@@ -159,9 +159,9 @@ def public_protocol(service: RecallService) -> type[asyncio.Protocol]:
     """What speaks HTTP with callers. Refusals that are to be logged take the usual way."""
     if service.settings.log_requests == "all":
         return HttpToolsProtocol
-    full = QueueFullError(service.in_flight.limit)
-    count = partial(service.metrics.count_response, "recall", full.status)
-    return refusing_early(lambda: service.in_flight.full, full, count)
+    return refusing_early(
+        service.in_flight, partial(service.metrics.count_response, "recall", QueueFullError.status)
+    )
 
 
 class Listener(uvicorn.Server):
