@@ -59,6 +59,20 @@ async def served(start: Any, engine: Engine, **settings: Any) -> tuple[Any, Noti
     return running, tower, index
 
 
+async def held_up(running: Any) -> tuple[threading.Event, asyncio.Task[Any]]:
+    """The device does nothing else until the event is set."""
+    entered, released = threading.Event(), threading.Event()
+
+    def hold() -> bool:
+        entered.set()
+        return released.wait(20)
+
+    task = asyncio.create_task(running.service._batcher.call(hold))
+    while not entered.is_set():
+        await asyncio.sleep(0.001)
+    return released, task
+
+
 async def ask(running: Any, *, deadline_ms: int, **fields: Any) -> tuple[int, str | None]:
     """-> status, reason"""
     headers = {"X-Deadline-Ms": str(deadline_ms)}
@@ -94,8 +108,7 @@ async def test_what_expires_in_the_queue_is_never_computed(
     start: Any, engine: Engine, on_deadline: str, expected: tuple[int, str | None]
 ) -> None:
     running, tower, _ = await served(start, engine, on_deadline=on_deadline)
-    released = threading.Event()
-    blocker = asyncio.create_task(running.service._batcher.call(lambda: released.wait(20)))
+    released, blocker = await held_up(running)
     assert await ask(running, deadline_ms=60, sequence=SEQUENCE) == expected, "answered in the queue"
     released.set()
     assert await blocker
@@ -117,8 +130,7 @@ async def test_a_tower_that_is_too_slow_is_not_waited_for_and_nobody_is_searched
 
 async def test_one_member_that_still_waits_is_searched_for(start: Any, engine: Engine) -> None:
     running, tower, index = await served(start, engine)
-    released = threading.Event()
-    blocker = asyncio.create_task(running.service._batcher.call(lambda: released.wait(20)))
+    released, blocker = await held_up(running)
     tower.may_run.clear()
     hasty = asyncio.create_task(ask(running, deadline_ms=800, sequence=SEQUENCE))
     patient = asyncio.create_task(ask(running, deadline_ms=20_000, sequence=SEQUENCE))
