@@ -7,18 +7,15 @@ at ten times the knee would take speed from the service only in the second case.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import select
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 
 import numpy as np
-import psutil
 
-from loadtest.errors import LoadtestError
+from loadtest.stress.own_process import in_own_process
 from loadtest.stress.raw_connection import RawConnection, Reply
 
 NOT_SENT, NOT_ANSWERED, ENDED = 0, -1, -2
@@ -62,32 +59,13 @@ class Flooded:
 
 def run_flood(flood: Flood, meanwhile: Callable[[], None] = lambda: None) -> Flooded:
     """In a process of its own.   meanwhile: called every 50 ms"""
-    spawn = multiprocessing.get_context("spawn")
-    receiver, sender = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_flood, args=(flood, sender), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        while not receiver.poll(0.05):
-            meanwhile()
-        flooded = receiver.recv()
-        assert isinstance(flooded, Flooded)
-        return flooded
-    except EOFError:
-        raise LoadtestError("the flood's process ended early") from None
-    finally:
-        receiver.close()
-        process.join(5)
-        if process.is_alive():
-            process.terminate()
-            process.join()
+    return in_own_process(send_flood, flood, cpu=flood.cpu, meanwhile=meanwhile)
 
 
-def _flood(flood: Flood, results: Connection) -> None:
-    if flood.cpu is not None:
-        psutil.Process().cpu_affinity([flood.cpu])
+def send_flood(flood: Flood) -> Flooded:
+    """Process entry."""
     gc.disable()
-    results.send(_Flooding(flood).run())
+    return _Flooding(flood).run()
 
 
 class _Flooding:

@@ -9,12 +9,10 @@ processor time are told beside those for each second.
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from index_builder.generated_bundle import generate_bundle
-from index_builder.publish import Store
 from loadtest.generator import user_id
 from loadtest.seeding import seed_users, sequences_from_items
-from loadtest.served import Served, started_service
+from loadtest.served import Served
 from loadtest.stress.flood import Flood, Flooded, run_flood
+from loadtest.stress.ground import generator_cpu, service_on
 from loadtest.stress.outcome import Options, check
+from loadtest.stress.own_process import EVERY_S
 from loadtest.stress.raw_connection import recall_bytes
 
 NAME = "overload"
@@ -82,31 +80,18 @@ def run(options: Options) -> dict[str, Any]:
 
 def overload_figures(plan: Plan, options: Options) -> dict[str, Any]:
     """The figures of a plan and the checks on them."""
-    with served_for(plan, ["--log-requests", "none", *plan.service]) as served:
+    service = ["--deadline-ms", str(plan.deadline_ms), *plan.service]
+    with (
+        tempfile.TemporaryDirectory(prefix="t2diff-overload-") as folder,
+        service_on(NAME, Path(folder), num_items=plan.num_items, dim=plan.dim, options=service) as (
+            served,
+            _,
+        ),
+    ):
+        items = [f"item-{number}" for number in range(plan.num_items)]
+        histories = sequences_from_items(items, num_users=plan.num_users, events_per_user=50, seed=0)
+        seed_users(served.url, histories, lambda done: None)
         return _Stress(plan, options, served).figures()
-
-
-@contextmanager
-def served_for(plan: Any, options: Sequence[str]) -> Iterator[Served]:
-    """A service on a generated bundle of the plan's size, its users seeded."""
-    with tempfile.TemporaryDirectory(prefix="t2diff-stress-") as folder:
-        store = Store(Path(folder) / "bundles")
-        store.publish(generate_bundle(store, num_items=plan.num_items, dim=plan.dim))
-        serve_options = ["--redis-fsync", "no", "--deadline-ms", str(plan.deadline_ms), *options]
-        cpus = sorted(os.sched_getaffinity(0))[:1]
-        with started_service(
-            NAME, store.url, options=serve_options, cpus=cpus, folder=Path(folder) / "service"
-        ) as served:
-            items = [f"item-{number}" for number in range(plan.num_items)]
-            histories = sequences_from_items(items, num_users=plan.num_users, events_per_user=50, seed=0)
-            seed_users(served.url, histories, lambda done: None)
-            yield served
-
-
-def generator_cpu() -> int | None:
-    """Not the one that `served_for` gives the service, where there is another."""
-    cpus = sorted(os.sched_getaffinity(0))
-    return cpus[1] if len(cpus) > 1 else None
 
 
 class _Stress:
@@ -199,7 +184,7 @@ class _Stress:
         good = _good(flooded, plan)
         accepted, refused = during & (flooded.status == 200), during & (flooded.status == 429)
         goodput = good[during].sum() / plan.overload_s
-        before = max(rss[: max(1, int(plan.normal_s / 0.05))])
+        before = max(rss[: max(1, int(plan.normal_s / EVERY_S))])
         outcomes, counts = np.unique(flooded.status[during], return_counts=True)
         late = flooded.intended[(flooded.intended >= end) & ~good]
         figures = {
@@ -213,7 +198,7 @@ class _Stress:
                 k: n - began.get(k, 0) for k, n in fallbacks(self.served).items() if n > began.get(k, 0)
             },
             "goodput_by_cpu": round(
-                float(good[during].sum() / (cpu[round(end / 0.05)] - cpu[round(begin / 0.05)])), 1
+                float(good[during].sum() / (cpu[round(end / EVERY_S)] - cpu[round(begin / EVERY_S)])), 1
             ),
             "accepted_ms": _milliseconds(flooded, accepted),
             "refused_ms": _milliseconds(flooded, refused),
