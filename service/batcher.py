@@ -85,7 +85,7 @@ class Batcher(Generic[Request, Answer]):
         self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._closing = False
         self._busy_since: float | None = None
-        self._expected_seconds = 0.0  # a running estimate of the next batch's time; device thread only
+        self._expected_seconds = 0.0  # a running estimate of the next batch's time; set by the device thread
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -200,8 +200,10 @@ class Batcher(Generic[Request, Answer]):
     def _run(self) -> None:
         if self._on_thread_start is not None:
             self._on_thread_start()
+        ended = 0.0
         while True:
             with self._wake:
+                at_once = bool(self._queue)
                 while not (self._queue or self._calls or self._closing):
                     rest = self._idle_from - time.monotonic() if self._idle_queue else None
                     if rest is not None and rest <= 0:
@@ -214,6 +216,7 @@ class Batcher(Generic[Request, Answer]):
                 batch, expired = ([], []) if call else self._take_idle() if idle else self._take()
                 started = time.monotonic()
                 self._busy_since = started if batch else None
+            between = started - ended if at_once and ended else 0.0  # the event loop's share of the processor
             outcomes: list[_Outcome] = [(entry.future, None, _late()) for entry in expired]
             on_batch = None if idle else self._on_batch
             outcomes += _run_call(*call) if call else _run_batch(batch, started, on_batch)
@@ -221,7 +224,7 @@ class Batcher(Generic[Request, Answer]):
             if idle:
                 self._idle_from = ended + (ended - started) * (1 / _IDLE_SHARE - 1)
             else:
-                self._learn(ended - started if batch else None, turned_away=len(expired))
+                self._learn(ended - started + between if batch else None, turned_away=len(expired))
             del call, batch, expired  # hold no engine while idle: a swapped one must be free to go
             self._busy_since = None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more

@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -20,9 +22,10 @@ from service.errors import CONTENT_TYPE, QueueFullError, render
 from service.in_flight import InFlight
 from service.middleware import request_id_of
 
+_MAX_HEAD = 2048
 _PATH = "/recall"
 _RECALL = b"POST /recall HTTP/1.1\r\n"
-_FRAMING = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r\n")
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r\n")
 _REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([^\r\n]*)")
 _UNUSUAL = (b"transfer-encoding", b"close", b"upgrade", b"expect", b"content-encoding")
 """Anywhere in a head: it takes the usual way."""
@@ -47,6 +50,7 @@ def refusing_early(
         """One connection."""
 
         _within_request = False
+        _refused_at = 0.0
 
         def on_message_begin(self) -> None:
             self._within_request = True
@@ -81,7 +85,7 @@ def refusing_early(
             )
 
         def _refuse(self, request_id: str, arrived: float) -> None:
-            self._unset_keepalive_if_required()
+            self._refused_at = arrived
             quoted = orjson.dumps(request_id)
             head = [start]
             for name, value in self.server_state.default_headers:
@@ -95,28 +99,50 @@ def refusing_early(
                 body,
             )
             self.transport.write(b"".join(head))
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            if self.timeout_keep_alive_task is None:
+                self._close_when_idle(self.timeout_keep_alive)
             on_refused()
+
+        def timeout_keep_alive_handler(self) -> None:
+            # Moving the timer at each refusal would cost more than looking here when the last one was.
+            idle = time.monotonic() - self._refused_at
+            if idle < self.timeout_keep_alive:
+                self._close_when_idle(self.timeout_keep_alive - idle)
+            else:
+                super().timeout_keep_alive_handler()
+
+        def _close_when_idle(self, seconds: float) -> None:
+            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     return RefusingEarly
 
 
 def whole_recall(data: bytes) -> str | None:
     """The request id, given or fresh, if `data` is one whole `POST /recall` in the plainest framing."""
-    if not data.startswith(_RECALL):
+    end = data.find(b"\r\n\r\n") + 4
+    framed = _framed(data[:end]) if end <= _MAX_HEAD else None
+    if framed is None or framed.length != len(data) - end:
         return None
-    end = data.find(b"\r\n\r\n")
-    if end < 0:
+    return request_id_of(framed.request_id)
+
+
+class _Framed(NamedTuple):
+    """Of a head: how long the body is, and the request id that was given."""
+
+    length: int
+    request_id: bytes | None
+
+
+@lru_cache(maxsize=256)  # callers send the same head again and again, but for the length and an id
+def _framed(head: bytes) -> _Framed | None:
+    """None for anything but a `POST /recall` in the plainest framing."""
+    if not head.startswith(_RECALL):
         return None
-    head = data[: end + 2].lower()
-    if head.count(b"content-length") != 1 or any(word in head for word in _UNUSUAL):
+    lowered = head.lower()
+    if lowered.count(b"content-length") != 1 or any(word in lowered for word in _UNUSUAL):
         return None
-    framed = _FRAMING.search(head)
-    if framed is None or int(framed[1]) != len(data) - end - 4:
+    length = _LENGTH.search(lowered)
+    if length is None:
         return None
-    given = _REQUEST_ID.search(head)
-    if given is None:
-        return request_id_of(None)
-    return request_id_of(data[given.start(1) : given.end(1)].strip())
+    given = _REQUEST_ID.search(lowered)
+    return _Framed(int(length[1]), given and head[given.start(1) : given.end(1)].strip())

@@ -2,7 +2,7 @@
 
 Counted is what has arrived whole, from then until its answer is made: an idle connection or a body that
 dribbles in takes no place. Full means as many as the settings allow, or so many that the next one would wait
-for most of the default deadline, by the time that batches have lately taken. Who comes then is refused (429)
+for half of the default deadline, by the time that batches have lately taken. Who comes then is refused (429)
 at once, instead of being answered late.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from service.errors import QueueFullError
 
-WAIT_SHARE = 0.75
-"""Of the default deadline: the rest is for the store, the request's own batch and its answer."""
+WAIT_SHARE = 0.5
+"""Of the default deadline: the rest is for the store, its own batch, its answer, and what was misjudged."""
 
 
 class InFlight:

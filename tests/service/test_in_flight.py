@@ -33,15 +33,15 @@ def test_one_that_fails_leaves_its_place() -> None:
     assert in_flight.count == 0
 
 
-def test_full_is_also_when_the_next_would_wait_for_most_of_the_deadline() -> None:
+def test_full_is_also_when_the_next_would_wait_for_half_of_the_deadline() -> None:
     seconds = {"each": 0.1}
     in_flight = InFlight(100, deadline_s=1.0, expected_wait_s=lambda ahead: ahead * seconds["each"])
-    for _ in range(7):
+    for _ in range(4):
         in_flight.__enter__()
     assert not in_flight.full
     in_flight.__enter__()
-    assert in_flight.full, f"8 x 0.1 s is more than {WAIT_SHARE} of the deadline"
-    assert in_flight.pressure == pytest.approx(0.8 / WAIT_SHARE)
+    assert in_flight.full, f"5 x 0.1 s is {WAIT_SHARE} of the deadline"
+    assert in_flight.pressure == pytest.approx(0.5 / WAIT_SHARE)
     seconds["each"] = 0.01
     assert not in_flight.full
 
