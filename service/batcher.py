@@ -28,6 +28,8 @@ from service.errors import DeadlineExceededError, EngineFailedError, QueueFullEr
 
 logger = logging.getLogger("t2diff.batcher")
 _ESTIMATE_WEIGHT = 0.25
+_AT_ONCE = 8
+"""Answers that are handed over in one turn of the event loop."""
 _LOOK_AHEAD = 1024
 """How many places of the queue are searched for members of one batch; it is locked meanwhile."""
 MAX_IDLE_QUEUE = 64
@@ -311,8 +313,13 @@ def _late() -> DeadlineExceededError:
 
 
 def _deliver(outcomes: list[_Outcome]) -> None:
-    """On the event loop: hand every waiter its result or its exception."""
-    for future, result, error in outcomes:
+    """On the event loop: hand every waiter its result or its exception, a few in a turn of the loop.
+
+    What each does with it takes a tenth of a millisecond, during which nobody else is heard.
+    """
+    if len(outcomes) > _AT_ONCE:
+        outcomes[0][0].get_loop().call_soon(_deliver, outcomes[_AT_ONCE:])
+    for future, result, error in outcomes[:_AT_ONCE]:
         if future.done():
             continue
         if error is None:
