@@ -54,7 +54,7 @@ def cancel_figures(plan: Plan, options: Options) -> dict[str, Any]:
     # Few steps, for what is tried out lies around the tower; single precision, so that who shares a batch is
     # not seen in the answer.
     service = ["--num-inference-steps", "2", "--sampler", "ddim", "--tower-engine", "exact"]
-    service += ["--request-time", "none"]
+    service += ["--request-time", "none", "--redis-read-timeout-ms", "1000", "--breaker-threshold", "1000"]
     with (
         tempfile.TemporaryDirectory(prefix="t2diff-cancel-") as folder,
         service_on(NAME, Path(folder), num_items=plan.num_items, dim=plan.dim, options=service) as (
@@ -102,6 +102,7 @@ def cancel_figures(plan: Plan, options: Options) -> dict[str, Any]:
         "checks": [
             check("answers for another user", wrong, 0),
             check("requests that were left without an answer or failed", lost, 0),
+            check("answers of the model missing", plan.num_requests // 2 - outcomes["answered"], 0),
             check("requests missing", plan.num_requests - sum(outcomes.values()), 0),
             check(
                 "callers missing who left", int(0.5 * plan.leaving * plan.num_requests) - outcomes["left"], 0

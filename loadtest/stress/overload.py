@@ -118,7 +118,7 @@ class _Stress:
             "peak_goodput": round(peak, 1),
             "rates": self.rates,
             "overloads": overloads,
-            "checks": [one for overload in overloads for one in _checks(overload, self.plan)],
+            "checks": [one for overload in overloads for one in checks_of(overload, self.plan)],
         }
 
     def _knee(self) -> float:
@@ -191,7 +191,7 @@ class _Stress:
             "multiple": multiple,
             "offered_rate": round(multiple * knee, 1),
             "goodput": round(float(goodput), 1),
-            "goodput_share_of_peak": float(goodput / peak),
+            "goodput_share_of_peak": float(goodput / peak) if peak else 0.0,
             "num_by_status": dict(zip(map(str, outcomes.tolist()), counts.tolist(), strict=True)),
             "num_degraded": int((accepted & ~flooded.good).sum()),
             "fallbacks": {
@@ -221,7 +221,8 @@ def fallbacks(served: Served) -> dict[str, int]:
     return {reason: int(float(number)) for reason, number in found}
 
 
-def _checks(overload: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
+def checks_of(overload: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
+    """What the figures of one overload are held to."""
     at = f"at {overload['multiple']:g} times the knee: "
     accepted, refused = overload["accepted_ms"], overload["refused_since_sent_ms"]
     growth = overload["rss_mib_max"] / overload["rss_mib_before"] - 1
