@@ -164,7 +164,10 @@ class _Routes:
     async def answer(self, context: RequestContext, receive: Receive) -> bytes:
         """The body of POST /recall. Raises ServiceError."""
         deadline = deadline_of(context, self._settings.deadline_ms)
-        asked = parse(RECALL_REQUEST, await self._body(context, receive))
+        self._service.in_flight.check()  # before a body is read, and once it is there: that may take long
+        body = await self._body(context, receive)
+        self._service.in_flight.check()
+        asked = parse(RECALL_REQUEST, body)
         recalled = await self._service.recall(asked, deadline, context.headers.get(ARM_HEADER))
         context.timings = recalled.timings
         context.batch_size = recalled.batch_size
@@ -172,13 +175,14 @@ class _Routes:
         context.arm = recalled.arm
         if recalled.afterwards is not None:
             context.afterwards += (recalled.afterwards,)
-        context.fallback = recalled.reason
+        context.fallback = recalled.fallback
         return orjson.dumps(recalled.document(context.request_id))
 
     async def recall_batch(self, request: Request) -> Response:
         """Candidates for up to 256 users, each answered or refused on its own."""
         context = _context(request)
         deadline = deadline_of(context, self._settings.deadline_ms)
+        self._service.in_flight.check()
         batch = parse(RECALL_BATCH_REQUEST, await self._body(context, request.receive))
         turn = nullcontext if context.caller is None else context.caller.begin_batch(len(batch.requests))
         members = [_member(self._service, context, asked, deadline, turn) for asked in batch.requests]

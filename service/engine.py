@@ -7,8 +7,9 @@ recorded the bundle's canary, so that a loaded bundle can be held to the answers
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence as Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,14 +24,21 @@ from model.batch import UNKNOWN_TIME, Sequence
 from model.engines.interface import EagerTower
 from model.engines.tower_engine import TowerEngine, build_tower_engine
 from model.noise import request_key
+from service.batch_memory import BatchMemory
+from service.deadline import Deadline
+from service.degradation import Levels, SoftDegradation, build_levels
+from service.errors import EngineFailedError
 from service.settings import ServiceSettings
+from service.watched_tower import WatchedTower
+
+logger = logging.getLogger("t2diff.engine")
 
 
 class EngineRequest(NamedTuple):
     """One user to recall for.
 
     sequence: not empty, of this bundle's item indices   exclude: its served indices never to return
-    exclude_new: rows of the engine's delta never to return
+    exclude_new: rows of the engine's delta never to return   deadline: after it nobody wants the answer
     """
 
     user_id: str
@@ -39,12 +47,14 @@ class EngineRequest(NamedTuple):
     top_k: int
     exclude: np.ndarray
     exclude_new: np.ndarray | None = None
+    deadline: Deadline | None = None
 
 
 class EngineAnswer(NamedTuple):
     """Candidates best first, fewer than top_k only when no more are allowed; times are the batch's.
 
     tower_seconds, search_seconds: wall time   ..._cpu_seconds: processor time of the device thread
+    num_steps: of diffusion, where they were fewer than set
     """
 
     item_ids: list[str]
@@ -54,6 +64,7 @@ class EngineAnswer(NamedTuple):
     batch_size: int
     tower_cpu_seconds: float = 0.0
     search_cpu_seconds: float = 0.0
+    num_steps: int | None = None
 
 
 class Engine:
@@ -70,15 +81,23 @@ class Engine:
         device: str,
         tower: TowerEngine | None = None,
         canary_tower: TowerEngine | None = None,
+        levels: Levels | None = None,
+        degradation: SoftDegradation | None = None,
+        memory: BatchMemory | None = None,
     ) -> None:
         """tower: what runs the user tower, by default plainly
 
         canary_tower: the same engine as the bundle was built to sample, where `tower` samples otherwise
+        levels: of soft degradation, the first being `tower`   degradation: says which of them runs
+        memory: of the device, shared by its engines
         """
         self.bundle = bundle
         self.device = device
         self.tower = tower or EagerTower(bundle.model)
         self._canary_tower = canary_tower or self.tower
+        self._levels: Levels = levels or [(None, self.tower)]
+        self._degradation = degradation or SoftDegradation(enabled=False)
+        self._memory = memory or BatchMemory()
         # Where the bundle holds a string per item anyway, reading one is a hundred times cheaper from a list.
         known, served = bundle.item_index_of, bundle.rows.item_index
         self._item_ids: Collection[str] = bundle.item_ids
@@ -111,9 +130,39 @@ class Engine:
         gone = 0 if self.delta is None else len(self.delta.deleted_rows)
         return len(self.bundle.item_ids) + self.num_new_items - gone
 
-    def recall(self, requests: Collection[EngineRequest]) -> list[EngineAnswer]:
-        """Answers in the order of the requests. Raises ValueError for a NaN in the user tower."""
+    def recall(self, requests: Collection[EngineRequest]) -> list[EngineAnswer | EngineFailedError]:
+        """Answers in the order of the requests, or why there is none for one of them.
+
+        Raises ValueError when the user tower gives NaN for everybody, DeadlineExceededError when after it
+        nobody waits any more. Without memory for all of them, they are computed in smaller batches.
+        """
+        level = min(self._degradation.level, len(self._levels) - 1)
+        return self._within_memory(requests, *self._levels[level])
+
+    def _within_memory(
+        self, requests: Collection[EngineRequest], num_steps: int | None, tower: TowerEngine
+    ) -> list[EngineAnswer | EngineFailedError]:
+        answers: list[EngineAnswer | EngineFailedError] = []
+        while len(answers) < len(requests):
+            size = self._memory.largest(len(requests) - len(answers))
+            some = requests[len(answers) : len(answers) + size]
+            try:
+                answers += self._answers(some, num_steps, tower)
+                continue
+            except torch.OutOfMemoryError:
+                logger.warning("no memory for a batch", extra={"batch_size": size, **self._named()})
+                self._memory.did_not_fit(size)
+                if size == 1:
+                    answers.append(EngineFailedError("the device has no memory for this request"))
+            if self.device == "cuda":  # outside the handler, which still holds what did not fit
+                torch.cuda.empty_cache()
+        return answers
+
+    def _answers(
+        self, requests: Collection[EngineRequest], num_steps: int | None, tower: TowerEngine
+    ) -> list[EngineAnswer | EngineFailedError]:
         bundle, delta = self.bundle, self.delta
+        watched = WatchedTower(tower, [request.deadline for request in requests])
         item_ids = self._item_ids if delta is None else _OldAndNew(self._item_ids, delta)
         found = recall_sequences(
             bundle.model,
@@ -122,17 +171,23 @@ class Engine:
             [request_key(request.seed, request.user_id) for request in requests],
             top_k=[request.top_k for request in requests],
             exclude=[request.exclude for request in requests],
-            tower=self.tower,
+            tower=watched,
             delta=delta,
             exclude_new=None if delta is None else [request.exclude_new for request in requests],
         )
         real = found.item_index > 0  # (B, K)
-        if not np.array_equal(np.isfinite(found.score), real):
-            raise ValueError("the search gave a score that is not a number")
+        padded_last = (real[:, 1:] <= real[:, :-1]).all(axis=1)  # (B,)
+        sound = (np.isfinite(found.score) == real).all(axis=1) & padded_last & watched.finite
+        if not sound.all():
+            logger.error("answers that are no numbers", extra={"of": int((~sound).sum()), **self._named()})
         counts = np.minimum(real.sum(axis=1), [request.top_k for request in requests]).tolist()
-        answers = []
+        answers: list[EngineAnswer | EngineFailedError] = []
         rows = (found.item_index - 1).tolist()
-        for count, of_user, scores in zip(counts, rows, found.score.tolist(), strict=True):
+        each = zip(sound.tolist(), counts, rows, found.score.tolist(), strict=True)
+        for is_sound, count, of_user, scores in each:
+            if not is_sound:
+                answers.append(EngineFailedError("the model gave a score that is not a number"))
+                continue
             answers.append(
                 EngineAnswer(
                     item_ids=list(map(item_ids.__getitem__, of_user[:count])),
@@ -142,12 +197,16 @@ class Engine:
                     batch_size=len(requests),
                     tower_cpu_seconds=found.tower_cpu_seconds,
                     search_cpu_seconds=found.search_cpu_seconds,
+                    num_steps=num_steps,
                 )
             )
         return answers
 
+    def _named(self) -> dict[str, Any]:
+        return {"bundle": self.bundle.bundle_id}
+
     def warm_up(self, max_batch: int) -> None:
-        """Run batches of every size up to `max_batch`, doubling, then the canary.
+        """Run batches of every size up to `max_batch`, doubling, on every level, then the canary.
 
         Raises BundleError when this machine does not reproduce the answers recorded with the bundle.
         """
@@ -159,7 +218,8 @@ class Engine:
                 EngineRequest(f"warm-up-{n}", 0, sequences[n % len(sequences)], 1, np.empty(0, np.int64))
                 for n in range(size)
             ]
-            self.recall(batch)
+            for level in dict.fromkeys(self._levels):
+                self._within_memory(batch, *level)
             size *= 2
         replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary, tower=self._canary_tower)
 
@@ -176,8 +236,15 @@ class _OldAndNew:
         return self._item_ids[row] if row < self._num_rows else self._new_ids[row - self._num_rows]
 
 
-def build_engine(bundle: Bundle, *, device: str, settings: ServiceSettings) -> Engine:
-    """The engine of a loaded bundle as the settings want it.
+def build_engine(
+    bundle: Bundle,
+    *,
+    device: str,
+    settings: ServiceSettings,
+    degradation: SoftDegradation | None = None,
+    memory: BatchMemory | None = None,
+) -> Engine:
+    """The engine of a loaded bundle as the settings want it.   degradation, memory: as of `Engine`
 
     Raises ValueError when the user tower cannot run on the engine or with the sampling asked for.
     """
@@ -189,7 +256,18 @@ def build_engine(bundle: Bundle, *, device: str, settings: ServiceSettings) -> E
     canary_tower = None
     if steps is not None or sampler is not None:
         canary_tower = build_tower_engine(bundle.model, kind=kind, num_threads=threads)
-    return Engine(bundle, device=device, tower=tower, canary_tower=canary_tower)
+    model = bundle.model
+    built_steps = bundle.manifest["model"]["config"].get("num_inference_steps") or model.num_steps
+    own_steps = (steps or built_steps) if model.num_steps else 0
+    return Engine(
+        bundle,
+        device=device,
+        tower=tower,
+        canary_tower=canary_tower,
+        levels=build_levels(model, tower, own_steps=own_steps, settings=settings),
+        degradation=degradation,
+        memory=memory,
+    )
 
 
 def choose_device(asked: str) -> str:

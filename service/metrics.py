@@ -69,6 +69,12 @@ class Metrics:
             ["reason", "degraded"],
             registry=registry,
         )
+        self._fewer_steps = Counter(
+            f"{PREFIX}_fewer_steps_total",
+            "Users answered with fewer diffusion steps than set, by their number.",
+            ["steps"],
+            registry=registry,
+        )
         self._shortfalls = Counter(
             f"{PREFIX}_shortfalls_total", "Answers with fewer than top_k candidates.", registry=registry
         )
@@ -84,6 +90,20 @@ class Metrics:
         )
         self.queue_depth = Gauge(
             f"{PREFIX}_queue_depth", "Requests that wait for the device.", registry=registry
+        )
+        self.in_flight = Gauge(
+            f"{PREFIX}_in_flight", "Users who are being recalled at this moment.", registry=registry
+        )
+        self.degradation_level = Gauge(
+            f"{PREFIX}_degradation_level", "Of soft degradation: 0 is none.", registry=registry
+        )
+        self._out_of_memory = Counter(
+            f"{PREFIX}_out_of_memory_total",
+            "Batches that did not fit the device's memory and were halved.",
+            registry=registry,
+        )
+        self._batch_limit = Gauge(
+            f"{PREFIX}_batch_limit", "Largest batch since memory ran out; 0: as set.", registry=registry
         )
         self.device_busy = Gauge(
             f"{PREFIX}_device_busy_seconds", "How long the present batch has been running.", registry=registry
@@ -172,6 +192,16 @@ class Metrics:
             self._fallbacks.labels(fallback_reason, str(degraded).lower()).inc()
         if short:
             self._shortfalls.inc()
+
+    def count_fewer_steps(self, steps: int) -> None:
+        """One user answered by soft degradation."""
+        self._fewer_steps.labels(str(steps)).inc()
+
+    def set_batch_limit(self, limit: int, ran_out: bool) -> None:
+        """The largest batch from now on, 0 for as set.   ran_out: because one did not fit"""
+        self._batch_limit.set(limit)
+        if ran_out:
+            self._out_of_memory.inc()
 
     def count_store_error(self, operation: str, reason: str) -> None:
         """One failed read or write."""

@@ -90,7 +90,7 @@ class RequestMiddleware:
             return
         headers = {name: value for name, value in scope["headers"] if name in _HEADERS}
         context = RequestContext(
-            request_id=_request_id(headers.get(b"x-request-id")),
+            request_id=request_id_of(headers.get(b"x-request-id")),
             started=time.monotonic(),
             headers=headers,
             route=self._routes.get(scope["path"], "other"),
@@ -154,7 +154,7 @@ def _named(context: RequestContext) -> dict[str, Any]:
     return {"request_id": context.request_id, "bundle": context.bundle}
 
 
-def _request_id(given: bytes | None) -> str:
+def request_id_of(given: bytes | None) -> str:
     """The caller's id when it is short, visible ASCII; a fresh one otherwise."""
     if given and len(given) <= MAX_REQUEST_ID_LENGTH and all(0x21 <= byte <= 0x7E for byte in given):
         return given.decode("ascii")

@@ -23,6 +23,7 @@ from service.arms import Arms, Taken
 from service.batcher import Batched, Batcher
 from service.comparisons import Answered, Ask, Comparisons
 from service.deadline import Deadline
+from service.degradation import SoftDegradation
 from service.engine import Engine, EngineAnswer, EngineRequest
 from service.errors import (
     DeadlineExceededError,
@@ -35,6 +36,7 @@ from service.errors import (
     StoreUnavailableError,
 )
 from service.experiments import Experiment
+from service.in_flight import InFlight
 from service.metrics import Metrics
 from service.packed_sequence import StoredSequence
 from service.popular import ROUTE, popular_candidates
@@ -67,6 +69,11 @@ class Recalled:
     experiment: str | None = None
     arm: str | None = None
     afterwards: Callable[[], None] | None = None
+
+    @property
+    def fallback(self) -> str | None:
+        """Why the popular items answered; None when the model did."""
+        return self.reason if self.route == ROUTE else None
 
     def document(self, request_id: str) -> dict[str, Any]:
         """The body of `schemas.RecallAnswer`."""
@@ -106,6 +113,14 @@ class RecallService:
         self.store = store
         self.metrics = metrics
         self._batcher = batcher
+        self.in_flight = InFlight(
+            settings.max_queue + settings.max_batch,
+            deadline_s=settings.deadline_ms / 1000,
+            expected_wait_s=batcher.expected_wait_s,
+        )
+        self.degradation = SoftDegradation(
+            enabled=settings.soft_degradation, on_level=metrics.degradation_level.set
+        )
         self._engine: Engine | None = None
         self.arms: Arms | None = None
         self.comparisons = Comparisons()
@@ -197,6 +212,10 @@ class RecallService:
         Raises NoBundleError, QueueFullError, ShuttingDownError, InvalidHeaderError, and
         DeadlineExceededError when the settings ask for an error rather than the fallback.
         """
+        with self.in_flight:
+            return await self._recall(request, deadline, arm_header)
+
+    async def _recall(self, request: RecallRequest, deadline: Deadline, arm_header: bytes | None) -> Recalled:
         taken = None
         if self.arms is not None or arm_header is not None:
             taken = self._take_arm(request.user_id, arm_header)
@@ -209,13 +228,15 @@ class RecallService:
             if sequence is None:
                 reason = "unknown_items" if behaviours.item_ids else "no_history"
                 recalled = _popular(engine, request, behaviours, reason=reason, degraded=False)
+            elif self.degradation.prefers_popular(self.in_flight.pressure):
+                recalled = _popular(engine, request, behaviours, reason="load", degraded=True)
             else:
                 exclude = _excluded_indices(engine, request, known)
                 exclude_new = (
                     None if engine.delta is None else _excluded_new(engine.delta, request, behaviours)
                 )
                 asked = EngineRequest(
-                    request.user_id, request.seed, sequence, request.top_k, exclude, exclude_new
+                    request.user_id, request.seed, sequence, request.top_k, exclude, exclude_new, deadline
                 )
                 recalled = await self._from_model(engine, asked, deadline, timings)
         except StoreUnavailableError as error:
@@ -273,7 +294,7 @@ class RecallService:
         """Say which arm answered, count it, and have it compared once the answer is on its way."""
         arms, arm, _, by = taken
         recalled.experiment, recalled.arm = arms.experiment.name, arm.settings.name
-        arm.metrics.count_recall(by, timings=recalled.timings, fallback_reason=recalled.reason)
+        arm.metrics.count_recall(by, timings=recalled.timings, fallback_reason=recalled.fallback)
         if recalled.reason is not None:
             return
         chosen = arms.comparisons(arm)
@@ -302,6 +323,8 @@ class RecallService:
         self, request: RecallRequest, deadline: Deadline, timings: dict[str, float]
     ) -> StoredSequence:
         """The request's own sequence, else the stored one, else an empty one."""
+        if deadline.expired:
+            raise DeadlineExceededError("the deadline passed before the request was there")
         if request.sequence is not None:
             return _in_order(request.sequence)
         started = time.monotonic()
@@ -346,6 +369,8 @@ class RecallService:
         timings["tower"] = answer.tower_seconds
         timings["search"] = answer.search_seconds
         self.metrics.observe_stage("queue", batched.queue_seconds)
+        if answer.num_steps is not None:
+            self.metrics.count_fewer_steps(answer.num_steps)
         return Recalled(
             user_id=asked.user_id,
             bundle=engine.bundle.bundle_id,
@@ -353,6 +378,8 @@ class RecallService:
             item_ids=answer.item_ids,
             scores=answer.scores,
             batch_size=answer.batch_size,
+            degraded=answer.num_steps is not None,
+            reason=None if answer.num_steps is None else f"steps_{answer.num_steps}",
         )
 
     def _account(self, engine: Engine, request: RecallRequest, recalled: Recalled) -> None:
@@ -363,7 +390,7 @@ class RecallService:
             )
         self.metrics.count_recall(
             recalled.route,
-            fallback_reason=recalled.reason,
+            fallback_reason=recalled.fallback,
             degraded=recalled.degraded,
             short=recalled.shortfall is not None,
         )

@@ -19,6 +19,8 @@ from typing import Any
 from index_builder.bundle import BundleError, current_bundle, load_bundle
 from index_builder.publish import Store
 from service.background import in_daemon_thread
+from service.batch_memory import BatchMemory
+from service.degradation import SoftDegradation
 from service.delta_watch import DeltaWatch
 from service.engine import Engine, build_engine, set_threads
 from service.experiments import CURRENT, Experiment
@@ -44,12 +46,15 @@ class Reloader:
         on_experiment: Callable[[Experiment | None, Mapping[str, Engine]], None],
         in_use: Callable[[], Collection[Engine]],
         on_refreshed: Callable[[Engine, Engine], None],
+        degradation: SoftDegradation | None = None,
+        memory: BatchMemory | None = None,
     ) -> None:
         """on_loaded: gets the engine of the current bundle   on_device: runs a function on the device thread
 
         on_experiment: gets the experiment to run and the engine of each bundle that its arms name
         in_use: the engines that answer now; none of their bundles is loaded twice
         on_refreshed: gets an engine that answers now and the same with a newer delta, to put in its place
+        degradation, memory: what every engine is given
         """
         self._settings = settings
         self._device = device
@@ -59,6 +64,8 @@ class Reloader:
         self._on_experiment = on_experiment
         self._in_use = in_use
         self._on_refreshed = on_refreshed
+        self._degradation = degradation
+        self._memory = memory
         self._experiment: Experiment | None = None
         self._lock = asyncio.Lock()
         self._delta_lock = asyncio.Lock()
@@ -164,7 +171,13 @@ class Reloader:
         def load() -> Engine:
             set_threads(self._settings.torch_threads)
             bundle = load_bundle(url, device=self._device)
-            engine = build_engine(bundle, device=self._device, settings=self._settings)
+            engine = build_engine(
+                bundle,
+                device=self._device,
+                settings=self._settings,
+                degradation=self._degradation,
+                memory=self._memory,
+            )
             engine.warm_up(self._settings.max_batch)
             return engine
 

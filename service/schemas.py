@@ -203,8 +203,10 @@ class RecallAnswer(BaseModel):
     user_id: str
     bundle: str = Field(description="The bundle that answered: model and index always from the same one.")
     route: str = Field(description="What answered: the model's name, or `popular`.")
-    degraded: bool = Field(description="True when the fallback answered through no doing of the caller.")
-    reason: str | None = Field(None, description="Why the fallback answered; only there when it did.")
+    degraded: bool = Field(description="True for less than the model's best, through no doing of the caller.")
+    reason: str | None = Field(
+        None, description="Why the fallback answered, or the model with fewer steps; only there when so."
+    )
     candidates: list[Candidate]
     shortfall: str | None = Field(None, description="Why there are fewer than top_k; only there when so.")
     experiment: str | None = Field(None, description="Only there while an experiment runs.")

@@ -19,14 +19,17 @@ from functools import partial
 from urllib.parse import urlsplit
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import create_admin_app, create_app
 from service.arms import Arms
+from service.batch_memory import BatchMemory
 from service.batcher import Batcher
 from service.callers import Callers
+from service.early_refusal import refusing_early
 from service.embedded_redis import EmbeddedRedis
 from service.engine import EngineAnswer, EngineRequest, choose_device, set_threads
-from service.errors import StoreUnavailableError
+from service.errors import QueueFullError, StoreUnavailableError
 from service.exposure import check_exposure, is_loopback
 from service.key_watch import KeyWatch
 from service.metrics import Metrics
@@ -77,7 +80,12 @@ async def serve(
             callers = None if keys is None else _callers(settings, keys, service.metrics)
             admin_app = create_admin_app(service, reloader.check, callers, open_metrics=private)
             servers = [
-                Listener(create_app(service, callers), timeout_s=settings.shutdown_timeout_s, tls=tls),
+                Listener(
+                    create_app(service, callers),
+                    timeout_s=settings.shutdown_timeout_s,
+                    http=public_protocol(service),
+                    tls=tls,
+                ),
                 Listener(admin_app, timeout_s=1, tls=admin_tls),
             ]
             running = [
@@ -115,6 +123,7 @@ async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService
         metrics.queue_depth.set_function(lambda: batcher.depth)
         metrics.device_busy.set_function(lambda: batcher.busy_seconds)
         service = RecallService(settings, store=store, batcher=batcher, metrics=metrics)
+        metrics.in_flight.set_function(lambda: service.in_flight.count)
         reloader = Reloader(
             settings,
             device=device,
@@ -124,6 +133,8 @@ async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService
             on_experiment=service.run_experiment,
             in_use=service.engines,
             on_refreshed=service.refresh,
+            degradation=service.degradation,
+            memory=BatchMemory(on_limit=metrics.set_batch_limit),
         )
         try:
             first = await reloader.run(settings.experiment)
@@ -171,15 +182,31 @@ async def _reachable(store: SequenceStore) -> bool:
     return False
 
 
+def public_protocol(service: RecallService) -> type[asyncio.Protocol]:
+    """What speaks HTTP with callers. Refusals that are to be logged take the usual way."""
+    if service.settings.log_requests == "all":
+        return HttpToolsProtocol
+    return refusing_early(
+        service.in_flight, partial(service.metrics.count_response, "recall", QueueFullError.status)
+    )
+
+
 class Listener(uvicorn.Server):
     """A uvicorn server that leaves the signals to us: there are two of them."""
 
-    def __init__(self, app: Application, *, timeout_s: int, tls: TlsFiles | None = None) -> None:
+    def __init__(
+        self,
+        app: Application,
+        *,
+        timeout_s: int,
+        http: type[asyncio.Protocol] = HttpToolsProtocol,
+        tls: TlsFiles | None = None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=http,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

@@ -91,7 +91,10 @@ class ServiceSettings(BaseSettings):
     )
     max_batch: int = Field(32, ge=1, le=1024, description="Most requests that share one batch on the device.")
     max_queue: int = Field(
-        256, ge=1, le=100_000, description="Requests that may wait for the device; more: 429."
+        256, ge=1, le=100_000, description="Requests in work or waiting beside a full batch; more: 429."
+    )
+    soft_degradation: bool = Field(
+        False, description="Under load fewer diffusion steps, then popular items; see Overload."
     )
     request_time: Literal["now", "none"] = Field(
         "now", description="Time of the request as the model sees it: the server's clock, or unknown."

@@ -89,6 +89,23 @@ async def test_what_queues_up_behind_a_busy_device_becomes_the_next_batches(
     assert gate.batches == [["first"], [0, 1, 2, 3], [4, 5]]
 
 
+async def test_a_large_batch_is_handed_over_in_turns_so_that_others_are_heard(anyio_backend: object) -> None:
+    batcher: Batcher[Any, Any] = Batcher(max_batch=100, max_queue=100)
+    gate, first = await occupied(batcher)
+    tasks = [asyncio.create_task(batcher.submit(gate, n, IN_TIME)) for n in range(100)]
+    await queued(batcher, 100)
+    gate.opened.set()
+    done_by_turn = [0]
+    while done_by_turn[-1] < 100:
+        await asyncio.sleep(0)
+        done_by_turn.append(sum(task.done() for task in tasks))
+    steps = [later - earlier for earlier, later in itertools.pairwise(done_by_turn)]
+    assert max(steps) <= 20
+    assert [(await task).answer[1] for task in tasks] == list(range(100))
+    await first
+    await batcher.close()
+
+
 async def test_a_full_queue_refuses_and_says_when_to_return(batcher: Batcher[Any, Any]) -> None:
     gate, first = await occupied(batcher)
     waiting = [asyncio.create_task(batcher.submit(gate, n, IN_TIME)) for n in range(6)]
