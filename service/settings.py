@@ -139,7 +139,7 @@ class ServiceSettings(BaseSettings):
         0.0,
         ge=0,
         le=60_000,
-        description="How long a sequence read may be used again in this process; 0 never.",
+        description="How long this process may use again a sequence that it read; 0 never.",
     )
     sequence_ttl_days: float = Field(
         90.0, gt=0, le=36_500, description="A user without new events is forgotten after this."

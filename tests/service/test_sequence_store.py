@@ -209,30 +209,3 @@ async def test_a_cancelled_append_is_still_stored(store: SequenceStore) -> None:
         await task
     await store.close()
     assert await stored(store, "u") == [("a", 10)]
-
-
-async def test_an_acl_limited_to_the_commands_used_is_enough(redis_url: str) -> None:
-    client = redis.Redis.from_url(redis_url)
-    await client.execute_command(
-        "ACL", "SETUSER", "recall", "reset", "on", ">secret", "~acl:*",
-        "+echo", "+ping", "+mget", "+evalsha", "+eval", "+get", "+set", "+select",
-    )  # fmt: skip
-    separator = "@" if redis_url.startswith("unix") else "//"
-    url = (
-        redis_url.replace("unix://", "unix://recall@") + "?password=secret"
-        if separator == "@"
-        else redis_url.replace("//", "//recall:secret@")
-    )
-    store = SequenceStore(url, StoreOptions(namespace="acl", read_timeout_ms=2000))
-    await store.append(events("u", ("a", 10)))
-    assert await stored(store, "u") == [("a", 10)]
-    await store.close()
-
-    await client.execute_command("ACL", "SETUSER", "recall", "-echo")
-    refused = SequenceStore(url, StoreOptions(namespace="acl", read_timeout_ms=2000))
-    with pytest.raises(StoreUnavailableError, match="refused") as failure:
-        await refused.read("u", IN_TIME)
-    assert failure.value.reason == "refused"
-    await refused.close()
-    await client.execute_command("ACL", "DELUSER", "recall")
-    await client.aclose()
