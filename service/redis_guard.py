@@ -41,6 +41,7 @@ _REFUSALS = {
     "NOREPLICAS": ("no_replicas", "Redis has fewer replicas in reach than its min-replicas-to-write"),
 }
 """Code of a refusal -> label of the metrics and reason of the fallback, and what to do."""
+_NO_PERMISSION = re.compile("user executing the script|ACL failure")
 _CODE = re.compile(rf"\b({'|'.join(_REFUSALS)})\b")
 
 
@@ -197,12 +198,12 @@ async def ping(connection: Connection) -> None:
 
 async def call_script(
     connection: Connection, script: str, sha: str, num_keys: int, arguments: list[str]
-) -> None:
+) -> Any:
     """Run a script by its SHA-1, and send the script itself only where the server does not have it."""
     try:
-        await call(connection, "EVALSHA", sha, num_keys, *arguments)
+        return await call(connection, "EVALSHA", sha, num_keys, *arguments)
     except NoScriptError:  # a restarted Redis has forgotten it
-        await call(connection, "EVAL", script, num_keys, *arguments)
+        return await call(connection, "EVAL", script, num_keys, *arguments)
 
 
 def _failure(error: Exception) -> StoreUnavailableError:
@@ -219,6 +220,7 @@ def _failure(error: Exception) -> StoreUnavailableError:
 
 
 def _code(error: ResponseError) -> str:
-    """The code of a refusal, which an error inside a script has somewhere in its text."""
-    found = _CODE.search(f"{error.status_code} {error}")
-    return found[1] if found else ""
+    """The code of a refusal, which an error inside a script has somewhere in its text, or only says so."""
+    text = f"{error.status_code} {error}"
+    found = _CODE.search(text)
+    return found[1] if found else "NOPERM" if _NO_PERMISSION.search(text) else ""

@@ -6,8 +6,8 @@
 - reads and writes are guarded apart (`redis_guard.py`: timeout, pool, breaker), so that slow writes
   cannot starve reads.
 
-Commands used: ECHO, MGET, EVALSHA, EVAL (GET and SET inside the script), PING, and SELECT for a database
-other than 0. One MGET takes several keys, so a Redis Cluster needs a proxy or a single shard.
+Commands used: ECHO, EVALSHA, EVAL (STRLEN, GET and SET inside the scripts), PING, and SELECT for a database
+other than 0. One call takes several users' keys, so a Redis Cluster needs a proxy or a single shard.
 """
 
 from __future__ import annotations
@@ -21,9 +21,18 @@ from typing import Any, NamedTuple
 from service.coalescer import Coalescer
 from service.deadline import Deadline
 from service.errors import StoreUnavailableError
-from service.packed_sequence import APPEND_SCRIPT, APPEND_SHA, NotThisUserError, StoredSequence, unpack
+from service.packed_sequence import (
+    APPEND_SCRIPT,
+    APPEND_SHA,
+    MAX_VALUE_BYTES,
+    READ_SCRIPT,
+    READ_SHA,
+    NotThisUserError,
+    StoredSequence,
+    unpack,
+)
 from service.redis_connections import TlsFiles
-from service.redis_guard import Connection, RedisGuard, call, call_script, ping
+from service.redis_guard import Connection, RedisGuard, call_script, ping
 from service.sequence_cache import SequenceCache
 
 MAX_WRITES_WAITING = 256
@@ -132,16 +141,17 @@ class SequenceStore:
     async def _fetch(self, user_ids: list[str]) -> list[StoredSequence | Exception | None]:
         keys = [self._key(user_id) for user_id in user_ids]
 
-        async def mget(connection: Connection) -> list[StoredSequence | Exception | None]:
-            values = await call(connection, "MGET", *keys)
+        async def read(connection: Connection) -> list[StoredSequence | Exception | None]:
+            arguments = [*keys, str(MAX_VALUE_BYTES)]
+            values = await call_script(connection, READ_SCRIPT, READ_SHA, len(keys), arguments)
             if not isinstance(values, list) or len(values) != len(keys):
                 raise NotThisUserError("Redis answered another question")
-            read = [_read(value, user_id) for value, user_id in zip(values, user_ids, strict=True)]
-            if any(isinstance(value, Exception) for value in read):
+            found = [_read(value, user_id) for value, user_id in zip(values, user_ids, strict=True)]
+            if any(isinstance(value, Exception) for value in found):
                 await connection.disconnect(nowait=True)
-            return read
+            return found
 
-        return await self._reads.call(mget)
+        return await self._reads.call(read)
 
     async def _append(self, events: Sequence[StoredEvent]) -> None:
         try:
@@ -155,7 +165,8 @@ class SequenceStore:
     async def _append_chunks(self, events: Sequence[StoredEvent]) -> None:
         for chunk in _chunks(events, self._options.max_length):
             keys = [self._key(user_id) for user_id in chunk]
-            arguments = [*keys, str(self._options.max_length), str(self._options.ttl_s)]
+            limits = (self._options.max_length, self._options.ttl_s, MAX_VALUE_BYTES)
+            arguments = [*keys, *map(str, limits)]
             for user_id, of_user in chunk.items():
                 arguments += [user_id, str(len(of_user))]
                 arguments += itertools.chain.from_iterable((str(e.timestamp), e.item_id) for e in of_user)
