@@ -1,8 +1,8 @@
 """A time limit on a reply that holds a late server responsible, not a late event loop.
 
 A busy loop runs the timers that are due before it looks at its sockets: with a plain timeout a reply that
-came in a millisecond is given up when the loop was away for thirty. So a due timer lets the loop look once
-more before anything is cancelled, and where the loop itself was late, it waits as long again, once.
+came in a millisecond is given up when the loop was away for thirty. So a timer that the loop was late for is
+given as long again, once and not longer than the limit itself: what lies in the socket is read meanwhile.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import time
 from types import TracebackType
 
 LATE_S = 0.001
-_LOOKS = 3
-"""Turns of the loop: the socket is read in the first, the waiting task runs in the second."""
 
 
 class ReplyTimeout:
@@ -41,12 +39,9 @@ class ReplyTimeout:
     def _due(self) -> None:
         late_s = time.monotonic() - self._at
         if late_s < LATE_S:
-            self._look(_LOOKS)
+            self._give_up()
         else:
-            self._next = self._loop.call_later(min(late_s, self._seconds), self._look, _LOOKS)
+            self._next = self._loop.call_later(min(late_s, self._seconds), self._give_up)
 
-    def _look(self, turns: int) -> None:
-        if turns:
-            self._next = self._loop.call_soon(self._look, turns - 1)
-        else:
-            self._limit.reschedule(self._loop.time())
+    def _give_up(self) -> None:
+        self._limit.reschedule(self._loop.time())

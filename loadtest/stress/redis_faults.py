@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from index_builder.generated_bundle import generate_bundle
 from index_builder.publish import Store
 from loadtest.errors import LoadtestError
@@ -43,6 +45,7 @@ FALSE_FALLBACK_LIMIT = 0.001
 _SLOW = Fault(delay_s=0.1)  # four times what a read may take
 _LOSSY = Fault(drop_share=1.0)
 _P99_LIMIT_MS = 100.0
+_STORE = "(store_"  # in the route of a fallback that Redis is the reason of
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class _Stress:
         rate = knee / 2 if knee is not None else plan.rate
         assert rate is not None
         quiet = self._probe(rate, plan.quiet_s)
-        false_share = _fallback_share(quiet)
+        false_share = _store_fallback_share(quiet)
         self.options.say(f"{rate:.0f} requests/s, {false_share:.4%} false fallbacks without a fault")
         overload = None if knee is None else self._probe(2 * knee, 10.0)
         stretches = {name: self._stretch(name, rate) for name in plan.faults}
@@ -124,6 +127,7 @@ class _Stress:
             "knee": knee,
             "rate": rate,
             "num_quiet": quiet.num_answers,
+            "quiet_answered_by": quiet.routes,
             "false_fallback_share": false_share,
             "quiet_p99_ms": quiet.latency and quiet.latency.p99_ms,
             "at_twice_the_knee": None if overload is None else _overload_figures(overload),
@@ -210,13 +214,15 @@ class _Stress:
 def stretch_figures(samples: Samples, began: float, ended: float, deadline_s: float) -> dict[str, Any]:
     """What one fault did.   began, ended: seconds from the start of the schedule
 
-    recovery_s: from the end of the fault until the last request was sent that got a fallback
+    recovery_s: from the end of the fault until the last request was sent that Redis left without a sequence;
+    other fallbacks, such as those of a busy device, are only counted
     """
     seconds = samples.ended - samples.intended
     during = (samples.intended >= began) & (samples.intended < ended)
-    late_fallbacks = samples.sent[samples.degraded & (samples.sent >= ended)]
+    after = samples.sent >= ended
+    by_store = np.array([number for number, name in enumerate(samples.names) if _STORE in name], np.int16)
+    late_fallbacks = samples.sent[after & np.isin(samples.route, by_store)]
     slow = percentiles(seconds[during])
-    reasons = Counter(samples.names[route] for route in samples.route[during] if route >= 0)
     return {
         "num_requests": len(samples.status),
         "num_not_200": int((samples.status != 200).sum()),
@@ -224,7 +230,8 @@ def stretch_figures(samples: Samples, began: float, ended: float, deadline_s: fl
         "num_past_deadline": int((~(seconds <= deadline_s)).sum()),
         "num_during": int(during.sum()),
         "num_fallbacks_during": int((during & samples.degraded).sum()),
-        "answered_by_during": dict(reasons),
+        "answered_by_during": _answered_by(samples, during),
+        "answered_by_after": _answered_by(samples, after),
         "p99_ms_during": slow and slow.p99_ms,
         "max_ms_during": slow and slow.max_ms,
         "recovery_s": float(late_fallbacks.max() - ended) if len(late_fallbacks) else 0.0,
@@ -243,17 +250,21 @@ def fault_checks(name: str, of: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _fallback_share(probe: Probe) -> float:
-    return probe.num_degraded / probe.num_answers if probe.num_answers else 1.0
+def _answered_by(samples: Samples, which: np.ndarray) -> dict[str, int]:
+    return dict(Counter(samples.names[route] for route in samples.route[which] if route >= 0))
+
+
+def _store_fallback_share(probe: Probe) -> float:
+    by_store = sum(count for route, count in probe.routes.items() if _STORE in route)
+    return by_store / probe.num_answers if probe.num_answers else 1.0
 
 
 def _overload_figures(probe: Probe) -> dict[str, Any]:
     """For the record: whether a busy loop is taken for a slow Redis."""
-    by_store = sum(count for route, count in probe.routes.items() if "store_" in route)
     return {
         "rate": probe.asked_rate,
         "num_answers": probe.num_answers,
         "answers_by_route": probe.routes,
         "errors": probe.errors,
-        "store_fallback_share": by_store / probe.num_answers if probe.num_answers else None,
+        "store_fallback_share": _store_fallback_share(probe),
     }

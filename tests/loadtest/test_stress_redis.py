@@ -36,7 +36,8 @@ def test_every_request_is_answered_while_redis_is_stopped() -> None:
         ({"status": {30: TIMEOUT}}, "not 200"),
         ({"ended": {12: 2.3}}, "past the deadline"),
         ({"ended": {12: np.nan}}, "past the deadline"),
-        ({"degraded": {37: True}}, "until the last fallback"),
+        ({"route": {37: 1}}, "until the last fallback"),
+        ({"route": {37: 2}}, None),
         ({"degraded": {n: False for n in range(10, 20)}}, "without an effect"),
         ({"connections": 51}, "connections asked for"),
     ],
@@ -48,7 +49,9 @@ def test_the_judge_sees_what_went_wrong(
     degraded = np.zeros(40, bool)
     degraded[10:20] = True
     ok = samples(40)
-    columns: dict[str, Any] = {"degraded": degraded, "status": ok.status, "ended": ok.ended}
+    names = ("t2diff", "popular (store_timeout)", "popular (deadline)")
+    columns: dict[str, Any] = {name: getattr(ok, name) for name in ("status", "ended", "route")}
+    columns |= {"degraded": degraded, "names": names}
     for name, values in change.items():
         for number, value in values.items() if isinstance(values, dict) else ():
             columns[name][number] = value

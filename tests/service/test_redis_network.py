@@ -199,12 +199,26 @@ async def test_a_read_does_not_outlast_its_request(proxy: FaultyProxy) -> None:
     store = through(proxy, OPTIONS._replace(read_timeout_ms=5000, write_timeout_ms=1000))
     await up(store)
     proxy.fault = Fault(drop_share=1.0)
-    reading = asyncio.create_task(store.read("u", IN_TIME))
-    with pytest.raises(StoreUnavailableError) as failed:
-        await store.read("u", Deadline(time.monotonic() + 0.02))
-    assert failed.value.reason == "timeout"
-    assert not reading.done()
+    patient = asyncio.create_task(store.read("u", IN_TIME))
+    hurried = asyncio.create_task(store.read("u", Deadline(time.monotonic() + 0.02)))
+    await asyncio.sleep(0.2)
     proxy.fault = Fault(refuse=True)
+    for task, reason in ((patient, "connection"), (hurried, "timeout")):
+        with pytest.raises(StoreUnavailableError) as failed:
+            await task
+        assert failed.value.reason == reason
+    await store.close()
+
+
+async def test_one_call_at_a_time_tries_whether_redis_is_back(proxy: FaultyProxy) -> None:
+    store = through(proxy, OPTIONS._replace(breaker_threshold=1))
+    await up(store)
+    proxy.fault = Fault(drop_share=1.0)
     with pytest.raises(StoreUnavailableError):
-        await reading
+        await store.append([StoredEvent("u", "a", 1)])
+    await asyncio.sleep(0.15)  # the cooldown is over
+    calls = [store.append([StoredEvent(f"u{n}", "a", 1)]) for n in range(20)]
+    failed = await asyncio.gather(*calls, return_exceptions=True)
+    reasons = [error.reason for error in failed if isinstance(error, StoreUnavailableError)]
+    assert sorted(reasons) == ["breaker_open"] * 19 + ["timeout"]
     await store.close()

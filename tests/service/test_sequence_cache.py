@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 
+from loadtest.stress.faulty_proxy import NONE, Fault, FaultyProxy
+from loadtest.stress.redis_process import RedisProcess
 from service.deadline import Deadline
 from service.packed_sequence import StoredSequence
 from service.sequence_cache import SequenceCache
@@ -61,8 +64,8 @@ def test_a_read_that_began_before_an_event_is_not_kept() -> None:
     with cache.reading("u") as early, cache.reading("other") as other:
         cache.forget({"u"})
         with cache.reading("u") as late:
-            early.keep(None)
             late.keep(ONE)
+            early.keep(None)
         early.keep(None)
         other.keep(ONE)
     assert kept(cache, "u") == ONE
@@ -95,6 +98,24 @@ async def test_with_the_cache_a_user_sees_every_event_that_this_process_took(red
     assert sequence.item_ids[-1] == "i19", "what another replica stored is seen only after the cache's age"
     await store.close()
     await other.close()
+
+
+@pytest.mark.anyio
+async def test_a_read_between_the_call_and_the_storing_of_an_event_is_not_kept_either(tmp_path: Path) -> None:
+    options = StoreOptions(read_timeout_ms=2000, write_timeout_ms=5000, cache_ms=60_000)
+    entrance = ["--user", "slow", "on", ">secret", "~*", "+@all"]
+    with RedisProcess(tmp_path, *entrance) as server, FaultyProxy(server.port) as proxy:
+        store = SequenceStore(f"redis://slow:secret@127.0.0.1:{proxy.port}/0", options)
+        await store.ping()  # connects for reads only
+        proxy.fault = Fault(delay_s=0.3)
+        appending = asyncio.create_task(store.append([StoredEvent("u", "a", 1)]))
+        await asyncio.sleep(0.1)  # it waits for its password to be accepted
+        proxy.fault = NONE
+        assert await store.read("u", IN_TIME) is None
+        assert not appending.done()
+        await appending
+        assert await store.read("u", IN_TIME) == ONE
+        await store.close()
 
 
 @pytest.mark.anyio

@@ -217,6 +217,7 @@ async def test_a_huge_value_fails_its_user_alone_and_is_replaced_by_the_next_eve
     options = StoreOptions(namespace="huge", read_timeout_ms=2000, write_timeout_ms=5000, breaker_threshold=1)
     store = SequenceStore(redis_url, options)
     async with redis.Redis.from_url(redis_url) as client:
+        await client.set("huge:seq1:u", "u\n1\na\n")
         await client.setrange("huge:seq1:u", 64 * 2**20, "\n")
         await store.append(events("good", ("a", 10)))
         before = (await client.info("stats"))["total_net_output_bytes"]
