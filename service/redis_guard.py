@@ -167,8 +167,9 @@ class RedisGuard:
 
     async def close(self) -> None:
         """Close every connection, those still being made too."""
-        while self._background:
-            await asyncio.gather(*self._background, return_exceptions=True)
+        for making in self._background:
+            making.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self._pool.aclose()
 
 
