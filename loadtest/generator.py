@@ -65,6 +65,7 @@ class Samples:
     names: tuple[str, ...]
     waited_for_connection: int  # requests due while every allowed connection was taken
     cpu_share: float  # of one core, used by the generator itself
+    started: float = 0.0  # when the schedule began, on the machine's time.monotonic()
 
 
 def user_id(number: int) -> str:
@@ -161,6 +162,7 @@ class _Client:
             names=tuple(self.names),
             waited_for_connection=self.waited_for_connection,
             cpu_share=busy,
+            started=self.start,
         )
 
     async def _ask(self, session: aiohttp.ClientSession, number: int) -> None:

@@ -91,10 +91,13 @@ def on_cpus(cpus: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def started_service(
-    name: str, bundles: str, *, options: Sequence[str], cpus: Sequence[int], folder: Path
+    name: str, bundles: str, *, options: Sequence[str], cpus: Sequence[int], folder: Path, port: int = 0
 ) -> Iterator[Served]:
-    """`t2diff-serve` on free ports with a Redis of its own; both on `cpus`. folder: for state and log"""
-    command = ["-m", "service.cli", "--bundles", bundles, "--port", "0", "--admin-port", "0"]
+    """`t2diff-serve` with a Redis of its own unless `options` name one; both on `cpus`.
+
+    folder: for state and log   port: 0 for a free one
+    """
+    command = ["-m", "service.cli", "--bundles", bundles, "--port", str(port), "--admin-port", "0"]
     command += ["--state-dir", str(folder / "state"), "--reload-poll-s", "0", *options]
     with _started(name, command, cpus=cpus, folder=folder, ready="redis") as served:
         yield served

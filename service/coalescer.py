@@ -8,6 +8,7 @@ call goes on, so that a reply can never be left on a connection for somebody els
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
@@ -35,13 +36,13 @@ class Coalescer(Generic[Key, Value]):
     async def get(self, key: Key, *, give_up_at: float) -> Value:
         """The value of `key`, or the exception that its call ended with; TimeoutError at `give_up_at`.
 
-        give_up_at: on the loop's clock
+        give_up_at: on the clock of `time.monotonic`; the loop's own stands still during a turn
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Value] = loop.create_future()
         self._waiting.append((key, future))
         self._start_lanes()
-        timer = loop.call_at(give_up_at, _give_up, future)
+        timer = loop.call_later(give_up_at - time.monotonic(), _give_up, future)
         try:
             return await future
         finally:

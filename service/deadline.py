@@ -22,7 +22,3 @@ class Deadline(NamedTuple):
     def expired(self) -> bool:
         """Whether nobody waits for the answer any more."""
         return time.monotonic() >= self.at
-
-    def capped_ms(self, milliseconds: float) -> float:
-        """The loop time at which a step that may take `milliseconds` must stop."""
-        return min(self.at, time.monotonic() + milliseconds / 1000)

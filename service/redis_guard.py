@@ -1,10 +1,11 @@
-"""One kind of call to Redis: its pool, its breaker, its timeout; and the only file that knows redis-py.
+"""One kind of call to Redis: its pool, its breaker, its timeout, and one name for every way to fail.
 
 Built around what went wrong with this client before (all measured or on record):
 - no retries, an outer timeout in milliseconds: the client's defaults retried a stopped server for 59 s;
 - every call echoes a nonce before its answer, so a crossed reply is caught; the connection is then
   dropped and the call counts as failed;
-- bounded pools that wait no longer than the call may take;
+- bounded pools that wait no longer than the call may take; a connection that is made too slowly for the
+  call that wanted it is kept for the next one, or a slow handshake would burn one connection a call;
 - a circuit breaker: a dead Redis costs microseconds, not timeouts, and one trial at a time finds out
   that it is back.
 """
@@ -14,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -21,26 +24,36 @@ from typing import Any, TypeVar
 from hiredis import pack_command
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
-from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection as Connection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
 
 from service.errors import StoreUnavailableError
 from service.packed_sequence import NotThisUserError
+from service.redis_connections import CONNECT_TIMEOUT_S, TlsFiles, connection_pool
+from service.reply_timeout import ReplyTimeout
 
 Result = TypeVar("Result")
+_REFUSALS = {
+    "OOM": ("full", "Redis is full: raise its maxmemory or let it evict; reads go on"),
+    "READONLY": ("read_only", "this Redis is a replica: name the primary, or the sentinels, in redis_url"),
+    "NOPERM": ("no_permission", "Redis's ACL forbids a command that is needed; the README has the line"),
+    "MISCONF": ("disk", "Redis cannot write to its disk and takes nothing until it can"),
+    "NOREPLICAS": ("no_replicas", "Redis has fewer replicas in reach than its min-replicas-to-write"),
+}
+"""Code of a refusal -> label of the metrics and reason of the fallback, and what to do."""
+_NO_PERMISSION = re.compile("user executing the script|ACL failure")
+_CODE = re.compile(rf"\b({'|'.join(_REFUSALS)})\b")
 
 
 class RedisGuard:
-    """One kind of call: its pool, its breaker, its timeout, and one name for every way to fail."""
+    """Runs calls of one kind; each way to fail is a StoreUnavailableError with a reason."""
 
     def __init__(
         self,
         operation: str,
         url: str,
         *,
+        tls: TlsFiles,
         max_connections: int,
         timeout_ms: float,
         breaker_threshold: int,
@@ -49,7 +62,7 @@ class RedisGuard:
     ) -> None:
         """on_state: called with (operation, breaker state) whenever the breaker changes."""
         self._operation = operation
-        self._pool = _pool(url, max_connections, timeout_ms)
+        self._pool = connection_pool(url, tls, max_connections=max_connections, wait_s=timeout_ms / 1000)
         self._timeout_s = timeout_ms / 1000
         self._breakers = AsyncCircuitBreakerFactory(
             default_threshold=breaker_threshold,
@@ -64,6 +77,7 @@ class RedisGuard:
         self._on_trial = False
         self._kept: list[Connection] = []
         self._num_waiting = 0  # calls that wait for the pool
+        self._background: set[asyncio.Future[Any]] = set()  # connections whose callers gave up
 
     @property
     def state(self) -> str:
@@ -79,29 +93,22 @@ class RedisGuard:
             async with self._breaker:
                 self._on_trial = self._breaker.context.state == "half-opened"
                 try:
-                    async with asyncio.timeout(self._timeout_s):
+                    async with ReplyTimeout(self._timeout_s):
                         return await self._on_connection(command)
                 finally:
                     self._on_trial = False
         except OpenedState as error:
-            error.__traceback__ = (
-                None  # the breaker raises one object again and again: it must not collect frames
-            )
+            # The breaker raises its own state again and again: it must not collect frames, and it goes by
+            # the wall clock, which may be set back.
+            error.__traceback__ = None
+            error.opened_at = min(error.opened_at, time.time())
             raise StoreUnavailableError(
                 "breaker_open", "Redis is left alone for a moment after failures"
             ) from None
         except TimeoutError:
             raise StoreUnavailableError("timeout", "Redis did not answer in time") from None
-        except NotThisUserError as error:
-            raise StoreUnavailableError("crossed", str(error)) from None
-        except ResponseError as error:
-            raise StoreUnavailableError(
-                "refused", f"Redis refused the command: {_first_word(error)}"
-            ) from None
-        except (RedisError, OSError) as error:
-            raise StoreUnavailableError(
-                "connection", f"Redis cannot be reached: {type(error).__name__}"
-            ) from None
+        except (NotThisUserError, RedisError, OSError) as error:
+            raise _failure(error) from None
 
     async def _on_connection(self, command: Callable[[Connection], Awaitable[Result]]) -> Result:
         connection = await self._take()
@@ -110,8 +117,11 @@ class RedisGuard:
             result = await command(connection)
             clean = True
             return result
-        except ResponseError:
-            clean = True  # a complete reply was read
+        except ResponseError as error:
+            # A complete reply was read. A primary that was demoted is left, for the name may lead elsewhere.
+            clean = _code(error) != "READONLY"
+            if not clean:
+                await connection.disconnect(nowait=True)
             raise
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -132,12 +142,34 @@ class RedisGuard:
                     return connection
             await self._pool.release(connection)  # closed by the server, or with a reply nobody asked for
         self._num_waiting += 1
+        connecting = asyncio.ensure_future(self._connect())
         try:
-            return await self._pool.get_connection()
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            self._background.add(connecting)
+            connecting.add_done_callback(self._give_back)
+            raise
         finally:
             self._num_waiting -= 1
 
+    async def _connect(self) -> Connection:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return await self._pool.get_connection()
+
+    def _give_back(self, connecting: asyncio.Future[Connection]) -> None:
+        """Its caller gave up while it was being made: it is for the next one."""
+        self._background.discard(connecting)
+        if connecting.cancelled() or connecting.exception() is not None:
+            return
+        releasing = asyncio.ensure_future(self._pool.release(connecting.result()))
+        self._background.add(releasing)
+        releasing.add_done_callback(self._background.discard)
+
     async def close(self) -> None:
+        """Close every connection, those still being made too."""
+        for making in self._background:
+            making.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self._pool.aclose()
 
 
@@ -167,26 +199,29 @@ async def ping(connection: Connection) -> None:
 
 async def call_script(
     connection: Connection, script: str, sha: str, num_keys: int, arguments: list[str]
-) -> None:
+) -> Any:
     """Run a script by its SHA-1, and send the script itself only where the server does not have it."""
     try:
-        await call(connection, "EVALSHA", sha, num_keys, *arguments)
+        return await call(connection, "EVALSHA", sha, num_keys, *arguments)
     except NoScriptError:  # a restarted Redis has forgotten it
-        await call(connection, "EVAL", script, num_keys, *arguments)
+        return await call(connection, "EVAL", script, num_keys, *arguments)
 
 
-def _pool(url: str, max_connections: int, timeout_ms: float) -> BlockingConnectionPool:
-    return BlockingConnectionPool.from_url(
-        url,
-        max_connections=max_connections,
-        timeout=timeout_ms / 1000,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=None,  # the outer timeout covers the whole call, connecting included
-        socket_connect_timeout=1.0,
-        protocol=2,
-    )
+def _failure(error: Exception) -> StoreUnavailableError:
+    """What went wrong, in words that quote neither keys, which name users, nor the password."""
+    if isinstance(error, NotThisUserError):
+        return StoreUnavailableError("crossed", str(error))
+    if isinstance(error, AuthenticationError):
+        return StoreUnavailableError("password", "Redis does not accept the user or password of redis_url")
+    if isinstance(error, ResponseError):
+        return StoreUnavailableError(*_REFUSALS.get(_code(error), ("refused", "Redis refused the command")))
+    if "SSL" in str(error):
+        return StoreUnavailableError("tls", "Redis and this service do not accept each other's certificates")
+    return StoreUnavailableError("connection", f"Redis cannot be reached: {type(error).__name__}")
 
 
-def _first_word(error: Exception) -> str:
-    """The error code; the rest may quote keys, which name users."""
-    return str(error).split(" ", 1)[0][:40]
+def _code(error: ResponseError) -> str:
+    """The code of a refusal, which an error inside a script has somewhere in its text, or only says so."""
+    text = f"{error.status_code} {error}"
+    found = _CODE.search(text)
+    return found[1] if found else "NOPERM" if _NO_PERMISSION.search(text) else ""

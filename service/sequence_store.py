@@ -6,8 +6,8 @@
 - reads and writes are guarded apart (`redis_guard.py`: timeout, pool, breaker), so that slow writes
   cannot starve reads.
 
-Commands used: ECHO, MGET, EVALSHA, EVAL (GET and SET inside the script), PING. One MGET takes several
-keys, so a Redis Cluster needs a proxy or a single shard.
+Commands used: ECHO, EVALSHA, EVAL (STRLEN, GET and SET inside the scripts), PING, and SELECT for a database
+other than 0. One call takes several users' keys, so a Redis Cluster needs a proxy or a single shard.
 """
 
 from __future__ import annotations
@@ -21,8 +21,19 @@ from typing import Any, NamedTuple
 from service.coalescer import Coalescer
 from service.deadline import Deadline
 from service.errors import StoreUnavailableError
-from service.packed_sequence import APPEND_SCRIPT, APPEND_SHA, NotThisUserError, StoredSequence, unpack
-from service.redis_guard import Connection, RedisGuard, call, call_script, ping
+from service.packed_sequence import (
+    APPEND_SCRIPT,
+    APPEND_SHA,
+    MAX_VALUE_BYTES,
+    READ_SCRIPT,
+    READ_SHA,
+    NotThisUserError,
+    StoredSequence,
+    unpack,
+)
+from service.redis_connections import TlsFiles
+from service.redis_guard import Connection, RedisGuard, call_script, ping
+from service.sequence_cache import SequenceCache
 
 MAX_WRITES_WAITING = 256
 MAX_USERS_PER_READ = 64
@@ -50,6 +61,8 @@ class StoreOptions(NamedTuple):
     breaker_cooldown_ms: float = 500.0
     max_length: int = 200
     ttl_s: int = 90 * 86_400
+    cache_ms: float = 0.0
+    tls: TlsFiles = TlsFiles()
 
 
 class SequenceStore:
@@ -63,10 +76,11 @@ class SequenceStore:
     ) -> None:
         """on_state: called with (operation, breaker state) whenever a breaker changes."""
         self._options = options
-        lanes = max(1, options.max_connections // 4)
+        self._lanes = lanes = max(1, options.max_connections // 4)
         guard = partial(
             RedisGuard,
             url=url,
+            tls=options.tls,
             breaker_threshold=options.breaker_threshold,
             breaker_cooldown_ms=options.breaker_cooldown_ms,
             on_state=on_state,
@@ -77,6 +91,7 @@ class SequenceStore:
         self._coalescer: Coalescer[str, StoredSequence | None] = Coalescer(
             self._fetch, max_batch=MAX_USERS_PER_READ, lanes=lanes
         )
+        self._cache = SequenceCache(options.cache_ms / 1000) if options.cache_ms else None
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -85,10 +100,17 @@ class SequenceStore:
         return self._reads.state
 
     async def read(self, user_id: str, deadline: Deadline) -> StoredSequence | None:
-        """The user's sequence, or None for a user without one. Raises StoreUnavailableError."""
+        """The user's sequence, or None for a user without one. Raises StoreUnavailableError.
+
+        It waits for a call of its own, each of which ends after `read_timeout_ms`, but not past the deadline.
+        """
         try:
-            give_up_at = deadline.capped_ms(self._options.read_timeout_ms)
-            return await self._coalescer.get(user_id, give_up_at=give_up_at)
+            if self._cache is None:
+                return await self._coalescer.get(user_id, give_up_at=deadline.at)
+            with self._cache.reading(user_id) as kept:
+                if not kept.found:
+                    kept.keep(await self._coalescer.get(user_id, give_up_at=deadline.at))
+                return kept.sequence
         except TimeoutError:
             raise StoreUnavailableError("timeout", "Redis did not answer in time") from None
 
@@ -103,8 +125,8 @@ class SequenceStore:
         await asyncio.shield(task)
 
     async def ping(self) -> None:
-        """One round trip. Raises StoreUnavailableError."""
-        await self._reads.call(ping)
+        """A round trip on every connection that reads, which opens them. Raises StoreUnavailableError."""
+        await asyncio.gather(*(self._reads.call(ping) for _ in range(self._lanes)))
 
     async def close(self) -> None:
         """Let what is on its way end, then close every connection."""
@@ -119,21 +141,32 @@ class SequenceStore:
     async def _fetch(self, user_ids: list[str]) -> list[StoredSequence | Exception | None]:
         keys = [self._key(user_id) for user_id in user_ids]
 
-        async def mget(connection: Connection) -> list[StoredSequence | Exception | None]:
-            values = await call(connection, "MGET", *keys)
+        async def read(connection: Connection) -> list[StoredSequence | Exception | None]:
+            arguments = [*keys, str(MAX_VALUE_BYTES)]
+            values = await call_script(connection, READ_SCRIPT, READ_SHA, len(keys), arguments)
             if not isinstance(values, list) or len(values) != len(keys):
                 raise NotThisUserError("Redis answered another question")
-            read = [_read(value, user_id) for value, user_id in zip(values, user_ids, strict=True)]
-            if any(isinstance(value, Exception) for value in read):
+            found = [_read(value, user_id) for value, user_id in zip(values, user_ids, strict=True)]
+            if any(isinstance(value, Exception) for value in found):
                 await connection.disconnect(nowait=True)
-            return read
+            return found
 
-        return await self._reads.call(mget)
+        return await self._reads.call(read)
 
     async def _append(self, events: Sequence[StoredEvent]) -> None:
+        try:
+            if self._cache is not None:
+                self._cache.forget({event.user_id for event in events})
+            await self._append_chunks(events)
+        finally:
+            if self._cache is not None:  # once more: it may have been read again meanwhile
+                self._cache.forget({event.user_id for event in events})
+
+    async def _append_chunks(self, events: Sequence[StoredEvent]) -> None:
         for chunk in _chunks(events, self._options.max_length):
             keys = [self._key(user_id) for user_id in chunk]
-            arguments = [*keys, str(self._options.max_length), str(self._options.ttl_s)]
+            limits = (self._options.max_length, self._options.ttl_s, MAX_VALUE_BYTES)
+            arguments = [*keys, *map(str, limits)]
             for user_id, of_user in chunk.items():
                 arguments += [user_id, str(len(of_user))]
                 arguments += itertools.chain.from_iterable((str(e.timestamp), e.item_id) for e in of_user)
@@ -188,4 +221,12 @@ def options_of(settings: Any) -> StoreOptions:
         breaker_cooldown_ms=settings.breaker_cooldown_ms,
         max_length=settings.sequence_max_length,
         ttl_s=max(1, round(settings.sequence_ttl_days * 86_400)),
+        cache_ms=settings.sequence_cache_ms,
+        tls=TlsFiles(
+            *map(_path, (settings.redis_ca_file, settings.redis_cert_file, settings.redis_key_file))
+        ),
     )
+
+
+def _path(path: Any) -> str | None:
+    return None if path is None else str(path)

@@ -16,7 +16,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from urllib.parse import urlsplit
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -35,6 +34,7 @@ from service.key_watch import KeyWatch
 from service.metrics import Metrics
 from service.middleware import Application
 from service.recall import RecallService
+from service.redis_url import shown
 from service.reloader import Reloader
 from service.sequence_store import SequenceStore, options_of
 from service.settings import ServiceSettings, SettingsError, environment_variable_of, flag_of
@@ -165,8 +165,7 @@ async def _redis(settings: ServiceSettings) -> AsyncIterator[tuple[str, str]]:
     """The URL of the Redis to use, and how to show it without its password."""
     if settings.redis_url is not None:
         url = settings.redis_url.get_secret_value()
-        parts = urlsplit(url)
-        yield url, f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        yield url, shown(url)
         return
     async with EmbeddedRedis(settings.state_dir, fsync=settings.redis_fsync) as embedded:
         yield embedded.url, f"embedded ({embedded.binary}), data in {embedded.folder}"

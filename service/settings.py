@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -24,6 +24,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from service.experiments import Experiment
+from service.redis_url import check_url, is_tls
 
 ENVIRONMENT_PREFIX = "T2DIFF_"
 
@@ -119,13 +120,20 @@ class ServiceSettings(BaseSettings):
 
     redis_url: SecretStr | None = Field(
         None,
-        description="Your Redis (redis://, rediss:// or unix://); without it an embedded one is started.",
+        description="Your Redis (redis, rediss, unix or redis+sentinel URL); without it one is embedded.",
     )
+    redis_ca_file: Path | None = Field(
+        None, description="PEM file of who may vouch for Redis (rediss://); without it the system's."
+    )
+    redis_cert_file: Path | None = Field(
+        None, description="PEM file of the certificate shown to Redis (rediss://)."
+    )
+    redis_key_file: Path | None = Field(None, description="PEM file of that certificate's private key.")
     redis_namespace: str = Field(
         "t2diff", min_length=1, max_length=64, description="Prefix of every key that the service writes."
     )
     redis_read_timeout_ms: float = Field(
-        25.0, gt=0, le=10_000, description="Longest wait for a stored sequence before the fallback answers."
+        25.0, gt=0, le=10_000, description="Time that Redis has for one read before the fallback answers."
     )
     redis_write_timeout_ms: float = Field(
         1000.0, gt=0, le=60_000, description="Longest wait for Redis to take events before 503."
@@ -142,6 +150,12 @@ class ServiceSettings(BaseSettings):
     )
     sequence_max_length: int = Field(
         200, ge=1, le=10_000, description="Behaviours kept per user; the oldest leave first."
+    )
+    sequence_cache_ms: float = Field(
+        0.0,
+        ge=0,
+        le=60_000,
+        description="How long this process may use again a sequence that it read; 0 never.",
     )
     sequence_ttl_days: float = Field(
         90.0, gt=0, le=36_500, description="A user without new events is forgotten after this."
@@ -165,8 +179,19 @@ class ServiceSettings(BaseSettings):
     def _known_redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value():
             return None
-        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
+        check_url(value.get_secret_value())
+        return value
+
+    @field_validator("redis_ca_file", "redis_cert_file", "redis_key_file")
+    @classmethod
+    def _file_for_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None:
+            return None
+        url = info.data.get("redis_url")
+        if url is None or not is_tls(url.get_secret_value()):
+            raise ValueError("needs a redis_url that begins with rediss:// or rediss+sentinel://")
+        if not value.is_file():
+            raise ValueError("must be a PEM file that can be read")
         return value
 
     @field_validator("redis_namespace")

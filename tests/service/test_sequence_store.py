@@ -136,6 +136,7 @@ HOSTILE: list[Any] = [
     b"",
     b"\xff\xfe\x00",
     b"u\n" + b"9" * 5000 + b"\na\n",
+    b"u\n" + b"1\na\n" * 10_001,
 ]
 
 
@@ -211,28 +212,41 @@ async def test_a_cancelled_append_is_still_stored(store: SequenceStore) -> None:
     assert await stored(store, "u") == [("a", 10)]
 
 
-async def test_an_acl_limited_to_the_commands_used_is_enough(redis_url: str) -> None:
-    client = redis.Redis.from_url(redis_url)
-    await client.execute_command(
-        "ACL", "SETUSER", "recall", "reset", "on", ">secret", "~acl:*",
-        "+echo", "+ping", "+mget", "+evalsha", "+eval", "+get", "+set", "+select",
-    )  # fmt: skip
-    separator = "@" if redis_url.startswith("unix") else "//"
-    url = (
-        redis_url.replace("unix://", "unix://recall@") + "?password=secret"
-        if separator == "@"
-        else redis_url.replace("//", "//recall:secret@")
-    )
-    store = SequenceStore(url, StoreOptions(namespace="acl", read_timeout_ms=2000))
-    await store.append(events("u", ("a", 10)))
-    assert await stored(store, "u") == [("a", 10)]
+async def test_a_huge_value_fails_its_user_alone_and_is_replaced_by_the_next_event(redis_url: str) -> None:
+    """64 MB is more than comes within the time of a read: by size, not by its timeout, it must be refused."""
+    options = StoreOptions(namespace="huge", read_timeout_ms=2000, write_timeout_ms=5000, breaker_threshold=1)
+    store = SequenceStore(redis_url, options)
+    async with redis.Redis.from_url(redis_url) as client:
+        await client.set("huge:seq1:u", "u\n1\na\n")
+        await client.setrange("huge:seq1:u", 64 * 2**20, "\n")
+        await store.append(events("good", ("a", 10)))
+        before = (await client.info("stats"))["total_net_output_bytes"]
+        for _ in range(20):
+            reads = await asyncio.gather(
+                *(store.read(user, IN_TIME) for user in ("good", "u", "nobody")), return_exceptions=True
+            )
+            assert reads[0] == StoredSequence(["a"], [10])
+            assert isinstance(reads[1], StoreUnavailableError)
+            assert reads[1].reason == "crossed"
+            assert reads[2] is None
+        assert (await client.info("stats"))["total_net_output_bytes"] - before < 2**20
+        await store.append(events("u", ("b", 20)))
+        assert await stored(store, "u") == [("b", 20)]
     await store.close()
 
-    await client.execute_command("ACL", "SETUSER", "recall", "-echo")
-    refused = SequenceStore(url, StoreOptions(namespace="acl", read_timeout_ms=2000))
-    with pytest.raises(StoreUnavailableError, match="refused") as failure:
-        await refused.read("u", IN_TIME)
-    assert failure.value.reason == "refused"
-    await refused.close()
-    await client.execute_command("ACL", "DELUSER", "recall")
-    await client.aclose()
+
+async def test_the_longest_sequence_that_can_be_stored_is_read_back(redis_url: str) -> None:
+    options = StoreOptions(
+        namespace="long", read_timeout_ms=10_000, write_timeout_ms=60_000, max_length=10_000
+    )
+    store = SequenceStore(redis_url, options)
+    user_id, widest = "\U0001f3ac" * 128, "\U0001f3ac" * 122
+    async with redis.Redis.from_url(redis_url) as client:
+        lines = [user_id, *(f"{9_000_000_000_000_000 + n}\n{widest}{n:06d}" for n in range(9_999)), ""]
+        await client.set(f"long:seq1:{user_id}", "\n".join(lines))
+    await store.append([StoredEvent(user_id, "last", 2**53 - 1)])
+    sequence = await store.read(user_id, IN_TIME)
+    assert sequence is not None
+    assert len(sequence.item_ids) == 10_000
+    assert sequence.item_ids[-1] == "last"
+    await store.close()
