@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from service.admin import ADMIN_PATHS, AdminAnswer, admin_operations
-from service.body import deadline_of, parse, read_body
+from service.body import BODIES_AT_ONCE, BodyBudget, deadline_of, parse, read_body
 from service.deadline import Deadline
 from service.errors import CONTENT_TYPE, ServiceError, invalid_input, problem, render
 from service.errors import shorten as shortened
@@ -122,6 +122,7 @@ class _Routes:
     def __init__(self, service: RecallService) -> None:
         self._service = service
         self._settings = service.settings
+        self._budget = BodyBudget(BODIES_AT_ONCE * service.settings.max_body_bytes)
 
     def handlers(self) -> dict[str, Handler]:
         return {name: getattr(self, name) for name in OPERATIONS}
@@ -212,6 +213,7 @@ class _Routes:
             receive,
             max_bytes=self._settings.max_body_bytes,
             timeout_s=self._settings.receive_timeout_s,
+            budget=self._budget,
         )
 
 

@@ -76,6 +76,12 @@ class BodyTooLargeError(ServiceError):
     status, kind = 413, "body-too-large"
 
 
+class TooManyBodiesError(ServiceError):
+    """Bodies that are still arriving hold as much as they may; this one was not read to its end."""
+
+    status, kind = 429, "too-many-bodies"
+
+
 class UnsupportedMediaTypeError(ServiceError):
     """The body is not declared as JSON."""
 

@@ -26,6 +26,7 @@ from service.batcher import Batcher
 from service.embedded_redis import EmbeddedRedis
 from service.engine import EngineAnswer, EngineRequest, choose_device, set_threads
 from service.errors import StoreUnavailableError
+from service.http_protocol import guarded_protocol
 from service.metrics import Metrics
 from service.middleware import Application
 from service.recall import RecallService
@@ -62,9 +63,12 @@ async def serve(
         _bound(settings.admin_host, settings.admin_port, "admin_port") as admin,
     ):
         async with _parts(settings) as (service, reloader, redis_shown):
+            patience = settings.header_timeout_s
             servers = [
-                Listener(create_app(service), timeout_s=settings.shutdown_timeout_s),
-                Listener(create_admin_app(service, reloader.check), timeout_s=1),
+                Listener(
+                    create_app(service), timeout_s=settings.shutdown_timeout_s, header_timeout_s=patience
+                ),
+                Listener(create_admin_app(service, reloader.check), timeout_s=1, header_timeout_s=patience),
             ]
             running = [
                 asyncio.create_task(server.serve(sockets=[listening]))
@@ -148,12 +152,12 @@ async def _reachable(store: SequenceStore) -> bool:
 class Listener(uvicorn.Server):
     """A uvicorn server that leaves the signals to us: there are two of them."""
 
-    def __init__(self, app: Application, *, timeout_s: int) -> None:
+    def __init__(self, app: Application, *, timeout_s: int, header_timeout_s: float = 10.0) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=guarded_protocol(header_timeout_s),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
