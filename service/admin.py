@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from index_builder.delta import Delta, DeltaFile, NewItem
 from index_builder.publish import Store
+from index_builder.signature import read_keys
 from service.background import in_daemon_thread
 from service.body import BodyBudget, parse, read_body
 from service.errors import BundleRefusedError, BundleStoreError, BundleStoreUnavailableError
@@ -57,7 +58,7 @@ class _Admin:
     async def rollback(self, context: RequestContext, receive: Receive) -> dict[str, Any]:
         body = await self._body(context, receive)
         target = parse(ROLLBACK, body).to if body.strip() else None
-        await _change(lambda: Store(self._settings.bundles).rollback(target))
+        await _change(lambda: self._store().rollback(target))
         return await self._look(context)
 
     async def list_items(self, context: RequestContext, receive: Receive) -> dict[str, Any]:
@@ -109,6 +110,9 @@ class _Admin:
         if refused:
             raise BundleRefusedError(refused)
         return outcome
+
+    def _store(self) -> Store:
+        return Store(self._settings.bundles, keys=read_keys(self._settings.signature_key))
 
     def _file(self) -> DeltaFile:
         return DeltaFile(self._settings.bundles)

@@ -2,9 +2,9 @@
 
 What may stand in a line: time, level, logger, message, and the `extra` fields that the code names
 (request id, bundle, route, status, timings). Bodies, sequences, item ids, user ids and credentials are
-never passed to a logger; an exception that may quote them (a KeyError quotes its key) is logged by its type and
-the lines of code that it passed, without its text. A reader that stops reading cannot stop the service: the queue between is
-bounded and drops.
+never passed to a logger; an exception that may quote them, as a KeyError quotes its key, is logged by its
+type and the lines of code that it passed, without its text. A reader that stops reading cannot stop the
+service: the queue between is bounded and drops.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ SERVICE_MAY_IMPORT = {
     "index_builder.delta",
     "index_builder.delta_index",
     "index_builder.publish",
+    "index_builder.signature",
 }
 """What the service needs of the builder: reading bundles, searching, and the pointer that it watches."""
 
