@@ -2,8 +2,8 @@
 
 `manifest.sig` holds the HMAC-SHA256 of the manifest, and the manifest the SHA-256 of every other file. A key
 is a line of a text file, so that two can be in use while one replaces the other: the first signs, any of them
-is accepted. HMAC and no public key, for it takes nothing but the standard library; so whoever reads a service's
-key file can sign, too. The pointer and the delta of a store are not signed: see SECURITY.md.
+is accepted. HMAC and no public key, for it takes nothing but the standard library; so whoever reads the key
+file of a service can sign, too. The pointer and the delta of a store are not signed: see SECURITY.md.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ ADMIN_LABELS = {"/metrics": "metrics"} | dict.fromkeys(ADMIN_PATHS, "admin")
 
 def create_app(service: RecallService) -> Application:
     """What callers see."""
-    app = FastAPI(title=TITLE, redoc_url=None)
+    app = FastAPI(title=TITLE, redoc_url=None, redirect_slashes=False)
     routes = _Routes(service)
     handlers = routes.handlers()
     for name, operation in OPERATIONS.items():
@@ -69,7 +69,7 @@ def create_app(service: RecallService) -> Application:
 
 def create_admin_app(service: RecallService, reload: Callable[[], Awaitable[dict[str, Any]]]) -> Application:
     """Metrics and admin calls. reload: look at the bundle store now; what became of it."""
-    app = FastAPI(title=f"{TITLE}: metrics and admin", openapi_url=None)
+    app = FastAPI(title=f"{TITLE}: metrics and admin", openapi_url=None, redirect_slashes=False)
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.exposition(), media_type=METRICS_CONTENT_TYPE)

@@ -24,6 +24,7 @@ from service.errors import (
     shorten,
 )
 from service.middleware import RequestContext
+from service.structure import check_structure
 
 Parsed = TypeVar("Parsed")
 _CLOSE_ABOVE = 16
@@ -87,6 +88,7 @@ async def read_body(
 
 def parse(schema: TypeAdapter[Parsed], body: bytes) -> Parsed:
     """Check the raw bytes against `schema`. Raises InvalidBodyError or InvalidFieldsError."""
+    check_structure(body)
     try:
         return schema.validate_json(body)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Signed bundles: what is not signed with the key is neither published nor loaded, and nothing leaves a store."""
+"""Signed bundles: what is not signed with the key is neither published nor loaded; no name leaves a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 
 from index_builder.bundle import load_bundle
 from index_builder.bundle_files import MANIFEST, BundleError
-from index_builder.generated_bundle import generate_bundle
 from index_builder.publish import Store
 from index_builder.signature import SIGNATURE, SignatureKeyError, is_signed, read_keys, sign
 from index_builder.storage import StoreError
@@ -22,18 +21,15 @@ from index_builder.storage import StoreError
 OLD, NEW, OTHER = b"old-key-" * 4, b"new-key-" * 4, b"not-ours" * 4
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with a bundle that is signed with the old key and one that is not signed; none is published."""
-    url = tmp_path_factory.mktemp("signed") / "bundles"
-    generate_bundle(Store(url, keys=[OLD]), num_items=60, dim=8, seed=0)
-    generate_bundle(Store(url), num_items=60, dim=8, seed=1)
-    return url
-
-
 @pytest.fixture
-def store(built: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(built, tmp_path / "bundles"))
+def store(built_bundles: list[Path], tmp_path: Path) -> Path:
+    """A store with a bundle that is signed with the old key and one that is not; none is published."""
+    url = tmp_path / "bundles"
+    for number, path in enumerate(built_bundles[:2]):
+        shutil.copytree(path, tmp_path / "staging" / path.name)
+        url.mkdir(exist_ok=True)
+        Store(url, keys=[[OLD], []][number]).add(tmp_path / "staging" / path.name)
+    return url
 
 
 @pytest.fixture
@@ -122,7 +118,7 @@ def test_keys_are_the_lines_of_a_file_and_must_be_long(tmp_path: Path) -> None:
         with pytest.raises(SignatureKeyError, match="at least 32 characters") as refused:
             read_keys(path)
         assert "short" not in str(refused.value)
-    with pytest.raises(SignatureKeyError, match="cannot read .*/missing"):
+    with pytest.raises(SignatureKeyError, match=r"cannot read .*/missing"):
         read_keys(tmp_path / "missing")
 
 
