@@ -40,15 +40,17 @@ class PasswordRedis:
             self.port = probe.getsockname()[1]
         self.url = f"redis://{SECRET}:{SECRET}@127.0.0.1:{self.port}/0"
         command = [find_redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        command += [
-            "--dir",
-            str(folder),
-            "--user",
-            f"{SECRET} on >{SECRET} ~* +@all",
-            "--requirepass",
-            SECRET,
-        ]
+        command += ["--dir", str(folder), "--requirepass", SECRET]
+        command += ["--user", SECRET, "on", f">{SECRET}", "~*", "+@all"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        give_up = time.monotonic() + 20
+        while True:
+            try:
+                assert self.client().ping()
+                return
+            except redis.ConnectionError:
+                assert time.monotonic() < give_up, "redis-server did not start"
+                time.sleep(0.02)
 
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port, username=SECRET, password=SECRET)
@@ -78,11 +80,14 @@ def talkative(serve: Any, tiny_bundles: Path, password_redis: PasswordRedis) -> 
     )
 
 
-def ask(served: Any) -> None:
-    """Good and bad requests with the secret in every place that the service reads or ignores."""
+def ask(served: Any) -> int:
+    """Good and bad requests with the secret in every place that the service reads or ignores.
+
+    Returns the status of the good events.
+    """
     good = {name: value for name, value in HEADERS.items() if not name.startswith(("X-D", "X-E"))}
     with served.client() as client:
-        client.post("/events", json=EVENTS, headers=good)
+        stored = client.post("/events", json=EVENTS, headers=good)
         client.post("/recall", json=ASKED, headers=good)
         client.post("/recall/batch", json={"requests": [ASKED, {SECRET: SECRET}]}, headers=good)
         for name, value in HEADERS.items():
@@ -92,6 +97,7 @@ def ask(served: Any) -> None:
         client.post("/recall", content=SECRET)
         client.post("/recall", content=SECRET, headers={"Content-Type": f"text/{SECRET}"})
         client.request("PATCH", f"/{SECRET}?{SECRET}={SECRET}")
+    return stored.status_code
 
 
 def send_raw(served: Any) -> None:
@@ -109,9 +115,13 @@ def send_raw(served: Any) -> None:
             connection.recv(4096)
 
 
+def no_failure(served: Any, server: PasswordRedis) -> None:
+    assert ask(served) == 200
+
+
 def stopped_redis(served: Any, server: PasswordRedis) -> None:
     os.kill(server.process.pid, signal.SIGSTOP)
-    ask(served)
+    assert ask(served) == 503
     os.kill(server.process.pid, signal.SIGCONT)
 
 
@@ -129,18 +139,18 @@ def refused_by_redis(served: Any, server: PasswordRedis) -> None:
     with redis.Redis(port=server.port, password=SECRET) as client:
         client.execute_command("ACL", "SETUSER", SECRET, "off")
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        ask(served)
+        assert ask(served) == 503
         client.execute_command("ACL", "SETUSER", SECRET, "on")
 
 
 def dead_redis(served: Any, server: PasswordRedis) -> None:
     server.process.kill()
     server.process.wait(10)
-    ask(served)
+    assert ask(served) == 503
 
 
 FAILURES: dict[str, Callable[[Any, PasswordRedis], None]] = {
-    "none": lambda served, server: ask(served),
+    "none": no_failure,
     "broken HTTP": lambda served, server: send_raw(served),
     "Redis stopped": stopped_redis,
     "hostile values": hostile_redis,
