@@ -195,10 +195,13 @@ def _read_model(
     return model.eval().requires_grad_(False).to(device)
 
 
+_OF_PARSERS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+
+
 @contextmanager
 def _reading(bundle_id: str, name: str) -> Iterator[None]:
     """Whatever a parser throws at verified bytes is a BundleError that names the file."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, IndexError, RuntimeError, SafetensorError) as error:
+    except (*_OF_PARSERS, SafetensorError) as error:
         raise BundleError(f"bundle {bundle_id}: {name} cannot be used: {error}") from error
