@@ -1,7 +1,7 @@
 """Mutation check: every guard is removed in turn, and the test that watches over it must go red.
 
 The tree is copied once; each guard is taken out of the copy, its test is run there, and it is put back. A
-guard whose text is no longer there, or is there twice, fails the check as well: the table follows the program.
+guard whose text is not there, or is there twice, fails the check as well: the table follows the program.
 """
 
 from __future__ import annotations
