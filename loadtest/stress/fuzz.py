@@ -110,7 +110,8 @@ def fuzz_parsers(seconds: float, folder: Path, options: Options) -> dict[str, An
 
 def _poison(served: Served, plan: Plan, options: Options) -> dict[str, Any]:
     process = psutil.Process(served.process.pid)
-    rss, wrong, slowest = [process.memory_info().rss], {}, 0.0
+    rss, slowest = [process.memory_info().rss], 0.0
+    wrong: dict[str, int] = {}
     effects: list[Effect] = []
     for _ in range(plan.poison_rounds):
         # one at a time: what waits for another one's answer is not a hang

@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from multiprocessing.synchronize import Event
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import orjson
@@ -101,18 +100,25 @@ CLIENTS: dict[str, tuple[Client, int, float]] = {
 """What each does, how many there are of 300, and how long it rests before it begins again (s)."""
 
 
-def annoy(url: str, share: float, stop: Event, results: Any) -> None:
+class Stop(Protocol):
+    """An event of threads or of processes."""
+
+    def is_set(self) -> bool: ...
+
+
+def annoy(url: str, share: float, stop: Stop, results: Any) -> None:
     """Process entry: run `share` of the clients until `stop` is set; send how often each kind connected.
 
     An empty dict goes first, once they begin.
     """
     connected: Counter[str] = Counter()
     results.send({})
-    asyncio.run(_annoy(url, share, stop, connected))
+    asyncio.run(annoy_until(stop, url, share, connected))
     results.send(dict(connected))
 
 
-async def _annoy(url: str, share: float, stop: Event, connected: Counter[str]) -> None:
+async def annoy_until(stop: Stop, url: str, share: float, connected: Counter[str]) -> None:
+    """Run the clients until `stop` is set, and count their connections."""
     running = [
         asyncio.create_task(_again_and_again(url, name, client, rest_s, connected, delay=place * rest_s))
         for name, (client, count, rest_s) in CLIENTS.items()
