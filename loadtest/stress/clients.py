@@ -1,6 +1,7 @@
 """Slow and huge clients beside normal load: what 300 of them do to everybody else's requests, and to memory.
 
-Rounds with and without them take turns, so that whatever else the machine does weighs on both alike.
+Rounds with and without them take turns, so that whatever else the machine does weighs on both alike. At the
+end one user gets a million events: what is kept of them is bounded, and so is the memory that they take.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
+import orjson
 import psutil
 
 from index_builder.generated_bundle import generate_bundle
@@ -33,6 +36,8 @@ NAME = "clients"
 P99_RATIO_LIMIT = 2.0
 RSS_LIMIT_MIB = 50.0
 _SAMPLE_S = 0.1
+_EVENTS_AT_ONCE = 1_000
+_FIRST_TIME = 1_600_000_000
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,20 @@ class Plan:
     num_items: int = 3_706
     dim: int = 64
     num_users: int = 200
+    num_events: int = 1_000_000
 
 
-SHORT = Plan(rounds=1, round_s=2.0, warmup_s=1.0, rate=30.0, share=0.1, num_items=300, dim=16, num_users=20)
+SHORT = Plan(
+    rounds=1,
+    round_s=2.0,
+    warmup_s=1.0,
+    rate=30.0,
+    share=0.1,
+    num_items=300,
+    dim=16,
+    num_users=20,
+    num_events=20_000,
+)
 
 
 @dataclass
@@ -83,7 +99,9 @@ def clients_figures(plan: Plan, options: Options) -> dict[str, Any]:
                 hostile.append(_round(served, plan, hostile=True))
                 p99s = f"p99 {_p99([quiet[-1]], plan):.1f} ms without, {_p99([hostile[-1]], plan):.1f} with"
                 options.say(f"round {number + 1}: {p99s}, {sum(hostile[-1].connected.values())} connections")
-            return _report(plan, quiet, hostile)
+            flood = _flood_of_events(served, plan)
+            options.say(f"{plan.num_events} events of one user: {flood}")
+            return _report(plan, quiet, hostile, flood)
 
 
 def _round(served: Served, plan: Plan, *, hostile: bool) -> Round:
@@ -144,7 +162,33 @@ def _watched(served: Served) -> Iterator[list[int]]:
     watching.join()
 
 
-def _report(plan: Plan, quiet: list[Round], hostile: list[Round]) -> dict[str, Any]:
+def _flood_of_events(served: Served, plan: Plan) -> dict[str, Any]:
+    """One user's events, many at once: how many were taken, and what service and Redis hold more for it."""
+    before, accepted = _resident(served), 0
+    for start in range(0, plan.num_events, _EVENTS_AT_ONCE):
+        events = [
+            {
+                "user_id": "flood",
+                "item_id": f"{PREFIXES[0]}-{n % plan.num_items}",
+                "timestamp": _FIRST_TIME + n,
+            }
+            for n in range(start, start + _EVENTS_AT_ONCE)
+        ]
+        request = Request(f"{served.url}/events", orjson.dumps(events), {"Content-Type": "application/json"})
+        with urlopen(request, timeout=30) as response:
+            accepted += orjson.loads(response.read())["accepted"]
+    gained = [(now - then) / 2**20 for now, then in zip(_resident(served), before, strict=True)]
+    return {"accepted": accepted, "service_mib": gained[0], "redis_mib": gained[1]}
+
+
+def _resident(served: Served) -> tuple[int, int]:
+    """Bytes of the service and of its Redis."""
+    process = psutil.Process(served.process.pid)
+    redis = sum(child.memory_info().rss for child in process.children(recursive=True))
+    return process.memory_info().rss, redis
+
+
+def _report(plan: Plan, quiet: list[Round], hostile: list[Round], flood: dict[str, Any]) -> dict[str, Any]:
     ratio = _p99(hostile, plan) / _p99(quiet, plan)
     failed = sum(int((one.samples.status != 200).sum()) for one in [*quiet, *hostile])
     degraded = sum(int(one.samples.degraded.sum()) for one in hostile)
@@ -164,11 +208,15 @@ def _report(plan: Plan, quiet: list[Round], hostile: list[Round]) -> dict[str, A
         "p99_ms_by_round_hostile": [round(_p99([one], plan), 1) for one in hostile],
         "peak_rss_mib_quiet": [round(one.peak_rss / 2**20, 1) for one in quiet],
         "peak_rss_mib_hostile": [round(one.peak_rss / 2**20, 1) for one in hostile],
+        "events_of_one_user": flood,
         "checks": [
             check("normal requests not answered 200", failed, 0),
             check("p99 with hostile clients over p99 without", ratio, P99_RATIO_LIMIT),
             check("resident memory gained (MiB)", grown_mib, RSS_LIMIT_MIB),
             check("kinds of client that never connected", sum(not n for n in connected.values()), 0),
+            check("events of one user that were not taken", plan.num_events - flood["accepted"], 0),
+            check("memory of the service for them (MiB)", flood["service_mib"], RSS_LIMIT_MIB),
+            check("memory of Redis for them (MiB)", flood["redis_mib"], RSS_LIMIT_MIB),
         ],
     }
 

@@ -1,4 +1,4 @@
-"""The stress tests of hostile clients and of made-up bytes: what they send, and that their judges can fail."""
+"""The stress tests of hostile clients and of made-up bytes: what they send, and that a judge can fail."""
 
 from __future__ import annotations
 
