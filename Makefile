@@ -10,9 +10,13 @@ DEMO_EXIT ?=
 DEMO_ARGS ?=
 # make stress ONLY="swap flip": these stress tests; without it all of them
 ONLY ?=
+# make stress ONLY=fuzz FUZZ_SECONDS=300: the part that runs by the clock, shorter
+FUZZ_SECONDS ?=
+# make venv HASHED=1: only files whose SHA-256 stands in requirements.hashed.lock (Linux, x86-64, Python 3.11)
+HASHED ?=
 NIGHTLY_DEMO_ARGS ?=
 
-.PHONY: help venv demo nightly-demo test stress console lint clean
+.PHONY: help venv demo nightly-demo test stress console lint sbom audit clean
 
 help:
 	@echo "make demo    train, build a bundle, start Redis and the service, recall (DATA=log, DEMO_EXIT=1)"
@@ -21,6 +25,8 @@ help:
 	@echo "make stress  faults and swaps under load on real processes (ONLY=\"swap flip\": these)"
 	@echo "make console the console's tests in a real browser, and its pictures into docs/console"
 	@echo "make lint    ruff and mypy"
+	@echo "make sbom    sbom.json: what the environment is made of (CycloneDX)"
+	@echo "make audit   known vulnerabilities of the locked versions (pip-audit; needs the network)"
 	@echo "make venv    only the environment, in $(VENV)"
 	@echo "make clean   remove environment, caches and what the demo wrote"
 
@@ -30,6 +36,8 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard model/engines/nat
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed, found: $$($(PYTHON) --version); set PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	$(if $(HASHED),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--requirement requirements.hashed.lock)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -44,7 +52,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 stress: $(READY)
-	$(BIN)/python -m loadtest.stress.run $(ONLY)
+	$(BIN)/python -m loadtest.stress.run $(ONLY) $(if $(FUZZ_SECONDS),--seconds $(FUZZ_SECONDS))
 
 console: $(READY)
 	@command -v chromedriver >/dev/null || { echo "chromium and chromedriver are needed: apt-get install chromium chromium-driver"; exit 2; }
@@ -57,5 +65,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+sbom: $(READY)
+	$(BIN)/python deploy/sbom.py > sbom.json
+	@echo "wrote sbom.json"
+
+audit: $(READY)
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit \
+		&& .venv-audit/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.7"; }
+	.venv-audit/bin/pip-audit --disable-pip --no-deps --requirement requirements.lock
+
 clean:
-	rm -rf $(VENV) state .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-audit sbom.json state .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -84,20 +84,26 @@ def current_bundle(store_url: str | Path) -> str | None:
 
 
 def load_bundle(
-    path_or_url: str | Path, *, device: str = "cpu", verify: bool = True, cache_dir: Path | None = None
+    path_or_url: str | Path,
+    *,
+    device: str = "cpu",
+    verify: bool = True,
+    cache_dir: Path | None = None,
+    keys: Sequence[bytes] = (),
 ) -> Bundle:
     """Read, verify and only then parse the bundle folder at a path or fsspec URL.
 
     device: where the model, and the index if it can, shall run   verify: False skips the checksums
     cache_dir: where a remote bundle is downloaded to (default: the system's temp folder). It needs room on
     disk for as long as the bundle is in use, though its name is gone at once.
+    keys: where there are any, the bundle must be signed with one of them
     Raises BundleError when the bundle is missing, damaged, incomplete, or its parts do not fit.
     """
     url = str(path_or_url).rstrip("/")
     parent, slash, name = url.rpartition("/")
     try:
         with open_storage(parent or slash or ".").local_copy(name, cache_dir) as folder:
-            return _parse(name, check_bundle(folder, verify=verify), folder, device)
+            return _parse(name, check_bundle(folder, verify=verify, keys=keys), folder, device)
     except (OSError, StoreError) as error:
         raise BundleError(f"cannot read bundle {path_or_url}: {error}") from error
 
@@ -201,10 +207,13 @@ def _read_model(
     return model.eval().requires_grad_(False).to(device)
 
 
+_OF_PARSERS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+
+
 @contextmanager
 def _reading(bundle_id: str, name: str) -> Iterator[None]:
     """Whatever a parser throws at verified bytes is a BundleError that names the file."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, IndexError, RuntimeError, SafetensorError) as error:
+    except (*_OF_PARSERS, SafetensorError) as error:
         raise BundleError(f"bundle {bundle_id}: {name} cannot be used: {error}") from error

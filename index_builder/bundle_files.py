@@ -4,6 +4,8 @@ The folder's name ends in the first 8 hex digits of the manifest's SHA-256; the 
 and SHA-256 of every other file. So the name vouches for the manifest and the manifest for the rest: a
 flipped bit, a cut, missing or extra file is refused, and named, before a parser sees a byte of it.
 
+With keys, the manifest must also be signed with one of them (`signature.py`).
+
 Files are read through once to be verified, in pieces, and mapped afterwards: a bundle is immutable, and it
 may be larger than what a process should hold. Whoever can write into a published bundle is trusted.
 
@@ -17,10 +19,13 @@ import json
 import os
 import re
 import stat
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
+
+from index_builder.signature import MAX_SIGNATURE_BYTES, SIGNATURE, is_signed, sign
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -74,12 +79,13 @@ def seal(folder: Path, manifest: dict[str, Any]) -> str:
     return f"{created:%Y%m%dT%H%M%SZ}-{hashlib.sha256(data).hexdigest()[:8]}"
 
 
-def check_bundle(folder: Path, *, verify: bool = True) -> dict[str, Any]:
+def check_bundle(folder: Path, *, verify: bool = True, keys: Sequence[bytes] = ()) -> dict[str, Any]:
     """Verify every byte of the bundle in `folder` without parsing it; returns the manifest.
 
     verify=False skips the checksums (for bytes that were checked a moment ago), not names and sizes.
+    keys: where there are any, the manifest must be signed with one of them
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, keys=keys)
     for name, expected in manifest["files"].items():
         with _open(folder, name) as handle:
             size_bytes = os.fstat(handle.fileno()).st_size
@@ -91,20 +97,35 @@ def check_bundle(folder: Path, *, verify: bool = True) -> dict[str, Any]:
     return manifest
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, checked against the folder's name; the folder must hold its files and nothing else."""
+def sign_bundle(folder: Path, key: bytes) -> None:
+    """Put the signature of its manifest beside it, flushed to disk."""
+    (folder / SIGNATURE).write_bytes(sign((folder / MANIFEST).read_bytes(), key))
+    fsync(folder / SIGNATURE)
+    fsync(folder)
+
+
+def read_manifest(folder: Path, *, keys: Sequence[bytes] = ()) -> dict[str, Any]:
+    """The manifest, checked against the folder's name; the folder must hold its files and nothing else.
+
+    A link in place of the folder is refused: what it leads to is not in the store.
+    """
     folder = Path(folder)
+    if folder.is_symlink():
+        raise BundleError(f"bundle {folder.name} is a link: a bundle must lie in its store")
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}: there is no such folder")
     present = sorted(os.listdir(folder))
     _require_present(folder, MANIFEST, present)
     with _open(folder, MANIFEST) as handle:
-        manifest = parse_manifest(folder.name, handle.read(_MAX_MANIFEST_BYTES + 1))
+        data = handle.read(_MAX_MANIFEST_BYTES + 1)
+    if keys:
+        _require_signature(folder, data, present, keys)
+    manifest = parse_manifest(folder.name, data)
     files = FILES_OF_VERSION[manifest["format_version"]]
     for name in files:
         _require_present(folder, name, present)
     for name in present:
-        if name not in (MANIFEST, *files, *OPTIONAL_FILES):
+        if name not in (MANIFEST, SIGNATURE, *files, *OPTIONAL_FILES):
             raise BundleError(f"bundle {folder.name}: {name!r} does not belong to a bundle")
     for name in OPTIONAL_FILES:
         if (name in present) != (name in manifest["files"]):
@@ -149,6 +170,16 @@ def parse_manifest(bundle_id: str, data: bytes) -> dict[str, Any]:
 def _require_present(folder: Path, name: str, present: list[str]) -> None:
     if name not in present:
         raise BundleError(f"bundle {folder.name}: {name} is missing; publish or build another bundle")
+
+
+def _require_signature(folder: Path, manifest: bytes, present: list[str], keys: Sequence[bytes]) -> None:
+    remedy = "sign it with `t2diff-index sign` if you know where it comes from, or publish one that is"
+    if SIGNATURE not in present:
+        raise BundleError(f"bundle {folder.name} is not signed, and signature_key is set: {remedy}")
+    with _open(folder, SIGNATURE) as handle:
+        signature = handle.read(MAX_SIGNATURE_BYTES)
+    if not is_signed(manifest, signature, keys):
+        raise BundleError(f"bundle {folder.name} is not signed with a key of signature_key: {remedy}")
 
 
 def _compare(folder: Path, name: str, manifest: dict[str, Any], *, size_bytes: int, digest: str) -> None:

@@ -27,6 +27,8 @@ from index_builder.check_command import check
 from index_builder.delta_commands import add_items, delete_items, show_delta, try_new_items, undelete_items
 from index_builder.prune_command import prune
 from index_builder.publish import BundleSummary, Store
+from index_builder.sign_command import SignatureKey, sign
+from index_builder.signature import read_keys
 
 # Building and verifying need torch and FAISS, seconds to import: those imports stand inside the commands,
 # so that list, publish and rollback answer at once.
@@ -77,6 +79,7 @@ def build(
             "by features, and the console shows titles."
         ),
     ] = None,
+    signature_key: SignatureKey = None,
     publish: Annotated[bool, typer.Option(help="Serve the bundle when it is built and verified.")] = True,
 ) -> None:
     """Build a bundle from a checkpoint, verify it and publish it."""
@@ -85,7 +88,7 @@ def build(
     from index_builder.titles import read_titles
 
     _set_threads(threads)
-    store = Store(out)
+    store = Store(out, keys=read_keys(signature_key))
     features = None if catalogue is None else read_catalogue(catalogue)
     titles = None if catalogue is None else read_titles(catalogue)
     with _progress() as progress:
@@ -114,6 +117,7 @@ def build(
 def verify(
     store: StoreArgument,
     bundle: Annotated[str, typer.Argument(help="Bundle id; the served one when left out.")] = "",
+    signature_key: SignatureKey = None,
     threads: Threads = 1,
 ) -> None:
     """Check every byte of a bundle, load it as the service does, and replay its canary."""
@@ -122,7 +126,7 @@ def verify(
     from index_builder.quality import check_embeddings, require
 
     _set_threads(threads)
-    opened = Store(store)
+    opened = Store(store, keys=read_keys(signature_key))
     bundle_id = bundle or opened.current()
     if not bundle_id:
         raise ValueError(f"nothing is published in store {opened.url}: name the bundle to verify")
@@ -155,9 +159,13 @@ def list_bundles(store: StoreArgument) -> None:
 
 
 @app.command()
-def publish(store: StoreArgument, bundle: Annotated[str, typer.Argument(help="Bundle id.")]) -> None:
+def publish(
+    store: StoreArgument,
+    bundle: Annotated[str, typer.Argument(help="Bundle id.")],
+    signature_key: SignatureKey = None,
+) -> None:
     """Verify a bundle and serve it from now on."""
-    Store(store).publish(bundle)
+    Store(store, keys=read_keys(signature_key)).publish(bundle)
     print(f"published {bundle}")
 
 
@@ -165,9 +173,10 @@ def publish(store: StoreArgument, bundle: Annotated[str, typer.Argument(help="Bu
 def rollback(
     store: StoreArgument,
     to: Annotated[str, typer.Option(help="Bundle id to go back to; the previous one when left out.")] = "",
+    signature_key: SignatureKey = None,
 ) -> None:
     """Serve the bundle published before the current one again; repeat to go further back."""
-    opened = Store(store)
+    opened = Store(store, keys=read_keys(signature_key))
     left = opened.current()
     print(f"rolled back from {left} to {opened.rollback(to or None)}")
 
@@ -177,6 +186,7 @@ app.command("delete-items")(delete_items)
 app.command("undelete-items")(undelete_items)
 app.command("delta")(show_delta)
 app.command("try-new-items", hidden=True)(try_new_items)
+app.command()(sign)
 app.command()(prune)
 app.command()(bench)
 app.command()(check)

@@ -239,7 +239,7 @@ def decode_delta(data: bytes) -> Delta:
         raise DeltaError("is damaged, its SHA-256 is not the one in its first line")
     try:
         return _parse(json.loads(body), digest)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DeltaError(f"is not a delta ({error!r})") from None
 
 

@@ -28,7 +28,10 @@ class LocalStorage(Storage):
         return self.root.is_dir()
 
     def folder_names(self) -> list[str]:
-        return [entry.name for entry in os.scandir(self.root) if entry.is_dir()] if self.exists() else []
+        """A link to a folder is none: what it leads to may lie anywhere."""
+        if not self.exists():
+            return []
+        return [entry.name for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False)]
 
     def read(self, path: str) -> bytes | None:
         try:
@@ -37,13 +40,13 @@ class LocalStorage(Storage):
             return None
 
     def replace(self, name: str, data: bytes) -> None:
-        beside = self.root / f".{name}.new"  # the caller holds the lock: one writer
+        beside = self.root / f".{name.replace('/', '-')}.new"  # the caller holds the lock: one writer
         with beside.open("wb") as handle:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(beside, self.root / name)
-        fsync(self.root)
+        fsync((self.root / name).parent)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

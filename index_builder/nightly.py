@@ -126,7 +126,7 @@ def run_night(
     """
     watcher.stage("reading")
     current_id = store.current()
-    current = None if current_id is None else load_bundle(store.bundle_url(current_id))
+    current = None if current_id is None else load_bundle(store.bundle_url(current_id), keys=store.keys)
     night = _read_night(settings, store, current, read)
     asked = {"similar": night.pending.similar, "deleted": night.pending.deleted}
     key = key_of({"inputs": night.inputs, "pending": asked, "current": current_id})

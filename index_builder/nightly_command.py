@@ -30,6 +30,8 @@ from index_builder.nightly_run import LAST, LOCK, write_json
 from index_builder.publish import Store
 from index_builder.quality import QualityError
 from index_builder.retirement import RetirementRule
+from index_builder.sign_command import SignatureKey
+from index_builder.signature import read_keys
 from model.command_options import Device, Threads, choose_device, parse_settings
 from model.continued import same_model
 from model.data.interactions import Interactions
@@ -104,6 +106,7 @@ def nightly(
     force: Annotated[
         bool, typer.Option("--force", help="Publish even what the gates refuse; recorded in the bundle.")
     ] = False,
+    signature_key: SignatureKey = None,
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
@@ -148,7 +151,7 @@ def nightly(
         )
         torch.set_num_threads(threads)
         ann.set_num_threads(threads)
-        opened = Store(store)
+        opened = Store(store, keys=read_keys(signature_key))
         with ExitStack() as locks:
             for path in _locks(opened, work):
                 locks.enter_context(builder_lock(path))

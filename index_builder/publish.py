@@ -1,19 +1,28 @@
 """A store of bundles: what is in it, which one is served, and how that changes.
 
 Nothing is served unverified: publishing and rolling back check every byte of the bundle first and move
-the pointer last, so that a kill at any moment leaves the pointer on a complete bundle.
+the pointer last, so that a kill at any moment leaves the pointer on a complete bundle. With keys, what is
+added is signed, and only what is signed is published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from index_builder.bundle_files import BUNDLE_ID, MANIFEST, BundleError, check_bundle, parse_manifest
+from index_builder.bundle_files import (
+    BUNDLE_ID,
+    MANIFEST,
+    BundleError,
+    check_bundle,
+    parse_manifest,
+    sign_bundle,
+)
 from index_builder.pointer import read_pointer, write_pointer
+from index_builder.signature import SIGNATURE, SignatureKeyError, sign
 from index_builder.storage import ConflictError, StoreError, open_storage
 
 _MAX_ATTEMPTS = 10  # to move a pointer that other publishers move too
@@ -36,9 +45,11 @@ class BundleSummary:
 class Store:
     """Bundles under one path or fsspec URL."""
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, *, keys: Sequence[bytes] = ()) -> None:
+        """keys: the first one signs what is added; what is published must be signed with one of them"""
         self._storage = open_storage(url)
         self.url = self._storage.url
+        self.keys = keys
 
     def bundle_url(self, bundle_id: str) -> str:
         """What `load_bundle` takes."""
@@ -67,12 +78,18 @@ class Store:
 
     def check(self, bundle_id: str) -> dict[str, Any]:
         """Verify every byte of a bundle; returns its manifest. Raises StoreError or BundleError."""
-        self._require()
-        if bundle_id not in self._storage.folder_names():
-            known = ", ".join(self.bundle_ids()[:5]) or "nothing"
-            raise StoreError(f"no bundle {bundle_id!r} in store {self.url}; it holds {known}")
-        with self._storage.local_copy(bundle_id) as folder:
-            return check_bundle(folder)
+        return self._check(bundle_id, self.keys)
+
+    def sign(self, bundle_id: str) -> None:
+        """Sign a bundle that is in the store; every byte of it is verified first. Raises as `check` does."""
+        if not self.keys:
+            raise SignatureKeyError("nothing to sign with: name a key file with --signature-key")
+        self._check(bundle_id, ())
+        manifest = self._storage.read(f"{bundle_id}/{MANIFEST}")
+        if manifest is None:
+            raise BundleError(f"bundle {bundle_id} was removed meanwhile")
+        with self._storage.lock():
+            self._storage.replace(f"{bundle_id}/{SIGNATURE}", sign(manifest, self.keys[0]))
 
     def publish(self, bundle_id: str) -> None:
         """Verify a bundle, then serve it. Publishing the served one again changes nothing."""
@@ -113,7 +130,9 @@ class Store:
             yield folder
 
     def add(self, folder: Path) -> None:
-        """Put a sealed bundle from a staging folder, named by its id, into the store."""
+        """Put a sealed bundle from a staging folder, named by its id, into the store; signed with the key."""
+        if self.keys:
+            sign_bundle(folder, self.keys[0])
         self._storage.add(folder, folder.name)
 
     def remove(self, bundle_ids: Collection[str]) -> list[str]:
@@ -144,6 +163,14 @@ class Store:
     def remove_leftover(self, name: str) -> None:
         """Remove one of `leftovers`."""
         self._storage.remove_leftover(name)
+
+    def _check(self, bundle_id: str, keys: Sequence[bytes]) -> dict[str, Any]:
+        self._require()
+        if bundle_id not in self._storage.folder_names():
+            known = ", ".join(self.bundle_ids()[:5]) or "nothing"
+            raise StoreError(f"no bundle {bundle_id!r} in store {self.url}; it holds {known}")
+        with self._storage.local_copy(bundle_id) as folder:
+            return check_bundle(folder, keys=keys)
 
     def _publish(self, bundle_id: str) -> None:
         with self._storage.lock():

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from index_builder.delta import Delta, DeltaFile, NewItem
 from index_builder.publish import Store
+from index_builder.signature import read_keys
 from service.background import in_daemon_thread
-from service.body import parse, read_body
+from service.body import BodyBudget, parse, read_body
 from service.errors import BundleRefusedError, BundleStoreError, BundleStoreUnavailableError
 from service.middleware import Receive, RequestContext
 from service.schemas import ADD_ITEMS, ITEM_IDS, ROLLBACK, NewItemRequest
@@ -49,6 +50,7 @@ class _Admin:
     def __init__(self, settings: ServiceSettings, reload: Reload) -> None:
         self._settings = settings
         self._reload = reload
+        self._budget = BodyBudget(settings.max_body_bytes)
 
     async def reload(self, context: RequestContext, receive: Receive) -> dict[str, Any]:
         return await self._look(context)
@@ -56,7 +58,7 @@ class _Admin:
     async def rollback(self, context: RequestContext, receive: Receive) -> dict[str, Any]:
         body = await self._body(context, receive)
         target = parse(ROLLBACK, body).to if body.strip() else None
-        await _change(lambda: Store(self._settings.bundles).rollback(target))
+        await _change(lambda: self._store().rollback(target))
         return await self._look(context)
 
     async def list_items(self, context: RequestContext, receive: Receive) -> dict[str, Any]:
@@ -109,12 +111,17 @@ class _Admin:
             raise BundleRefusedError(refused)
         return outcome
 
+    def _store(self) -> Store:
+        return Store(self._settings.bundles, keys=read_keys(self._settings.signature_key))
+
     def _file(self) -> DeltaFile:
         return DeltaFile(self._settings.bundles)
 
     async def _body(self, context: RequestContext, receive: Receive) -> bytes:
         limits = self._settings.max_body_bytes, self._settings.receive_timeout_s
-        return await read_body(context, receive, max_bytes=limits[0], timeout_s=limits[1])
+        return await read_body(
+            context, receive, max_bytes=limits[0], timeout_s=limits[1], budget=self._budget
+        )
 
 
 async def _change(function: Callable[[], Result]) -> Result:

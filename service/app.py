@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from service.access import ADMIN, ANY_KEY, OPEN, PUBLIC_NEEDS, admin_needs, guarded
 from service.admin import ADMIN_PATHS, AdminAnswer, admin_operations
-from service.body import deadline_of, parse, read_body
+from service.body import BODIES_AT_ONCE, BodyBudget, deadline_of, parse, read_body
 from service.callers import Callers, Turn
 from service.console.routes import CONSOLE_PATHS, PAGE_HEADERS, STATIC, console_file, console_operations
 from service.deadline import Deadline
@@ -61,7 +61,7 @@ ADMIN_LABELS = {
 
 def create_app(service: RecallService, callers: Callers | None = None) -> Application:
     """What callers see.   callers: those with a key, None while anybody may ask"""
-    app = FastAPI(title=TITLE, redoc_url=None)
+    app = FastAPI(title=TITLE, redoc_url=None, redirect_slashes=False)
     routes = _Routes(service)
     handlers = routes.handlers()
     for name, operation in OPERATIONS.items():
@@ -88,7 +88,7 @@ def create_admin_app(
 
     callers: as for `create_app`   open_metrics: /metrics takes no key
     """
-    app = FastAPI(title=f"{TITLE}: metrics and admin", openapi_url=None)
+    app = FastAPI(title=f"{TITLE}: metrics and admin", openapi_url=None, redirect_slashes=False)
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.exposition(), media_type=METRICS_CONTENT_TYPE)
@@ -150,6 +150,7 @@ class _Routes:
     def __init__(self, service: RecallService) -> None:
         self._service = service
         self._settings = service.settings
+        self._budget = BodyBudget(BODIES_AT_ONCE * service.settings.max_body_bytes)
 
     def handlers(self) -> dict[str, Handler]:
         return {name: getattr(self, name) for name in OPERATIONS}
@@ -245,6 +246,7 @@ class _Routes:
             receive,
             max_bytes=self._settings.max_body_bytes,
             timeout_s=self._settings.receive_timeout_s,
+            budget=self._budget,
         )
 
 

@@ -1,4 +1,8 @@
-"""Reading what a caller sends: headers that matter, and a body bounded in size and in time."""
+"""Reading what a caller sends: headers that matter, and a body bounded in size and in time.
+
+A body that comes in several pieces is held until it is complete, for as long as its sender takes: all of them
+together are bounded too, so that many slow ones cost no more memory than a few.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,37 @@ from service.errors import (
     InvalidBodyError,
     InvalidHeaderError,
     ReceiveTimeoutError,
+    TooManyBodiesError,
     UnsupportedMediaTypeError,
     invalid_input,
     shorten,
 )
 from service.middleware import RequestContext
+from service.structure import check_structure
 
 Parsed = TypeVar("Parsed")
 _CLOSE_ABOVE = 16
 """A body this many times over the limit is not waited for: the connection is closed."""
+
+BODIES_AT_ONCE = 8
+"""Bodies that are still arriving may hold this many times the limit of one, together."""
+
+
+class BodyBudget:
+    """Bytes of the bodies that are still arriving, of all requests of a listener."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.held_bytes = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Raises TooManyBodiesError when there is no room for them."""
+        if self.held_bytes + num_bytes > self._max_bytes:
+            raise TooManyBodiesError(
+                f"bodies that are still arriving hold {self._max_bytes} bytes already; send it again later",
+                headers={"Connection": "close", "Retry-After": "1"},
+            )
+        self.held_bytes += num_bytes
 
 
 def deadline_of(context: RequestContext, default_ms: int) -> Deadline:
@@ -44,6 +70,7 @@ async def read_body(
     *,
     max_bytes: int,
     timeout_s: float,
+    budget: BodyBudget,
 ) -> bytes:
     """The whole body. Raises on another media type, too many bytes, too long a wait, or a caller gone."""
     _check_media_type(context.headers.get(b"content-type"))
@@ -51,7 +78,7 @@ async def read_body(
     if declared.isdigit() and len(declared) < 20 and int(declared) > max_bytes:
         raise _too_large(max_bytes, close=int(declared) > _CLOSE_ABOVE * max_bytes)
     try:
-        return await _within(timeout_s, _collect(receive, max_bytes))
+        return await _within(timeout_s, _collect(receive, max_bytes, budget))
     except TimeoutError:
         raise ReceiveTimeoutError(
             f"the body did not arrive within {timeout_s:g} s; send it in one go",
@@ -61,26 +88,33 @@ async def read_body(
 
 def parse(schema: TypeAdapter[Parsed], body: bytes) -> Parsed:
     """Check the raw bytes against `schema`. Raises InvalidBodyError or InvalidFieldsError."""
+    check_structure(body)
     try:
         return schema.validate_json(body)
     except ValidationError as error:
         raise invalid_input(error) from None
 
 
-async def _collect(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], max_bytes: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise InvalidBodyError("the connection was closed before the body was complete")
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(max_bytes, close=True)
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+async def _collect(
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]], max_bytes: int, budget: BodyBudget
+) -> bytes:
+    body = bytearray()  # and no list of pieces: they may be of two bytes each
+    held = 0
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise InvalidBodyError("the connection was closed before the body was complete")
+            chunk: bytes = message.get("body", b"")
+            if held + len(chunk) > max_bytes:
+                raise _too_large(max_bytes, close=True)
+            if not message.get("more_body", False):
+                return bytes(body + chunk) if held else chunk
+            budget.take(len(chunk))
+            body += chunk
+            held = len(body)
+    finally:
+        budget.held_bytes -= held
 
 
 async def _within(timeout_s: float, collecting: Coroutine[Any, None, bytes]) -> bytes:

@@ -17,6 +17,8 @@ from pydantic import ValidationError
 CONTENT_TYPE = "application/problem+json"
 _MAX_SHOWN = 60
 _MAX_ERRORS = 10
+_MAX_COUNTED = 100
+"""More are not looked at one by one: each costs microseconds, and a body may hold a hundred thousand."""
 
 
 class ServiceError(Exception):
@@ -100,6 +102,12 @@ class BodyTooLargeError(ServiceError):
     """The body is over the limit; it was not read."""
 
     status, kind = 413, "body-too-large"
+
+
+class TooManyBodiesError(ServiceError):
+    """Bodies that are still arriving hold as much as they may; this one was not read to its end."""
+
+    status, kind = 429, "too-many-bodies"
 
 
 class UnsupportedMediaTypeError(ServiceError):
@@ -234,6 +242,10 @@ def render(document: Mapping[str, Any]) -> bytes:
 
 def invalid_input(error: ValidationError) -> ServiceError:
     """What pydantic found, as 400 (not JSON) or 422 (JSON of the wrong shape)."""
+    if error.error_count() > _MAX_COUNTED:
+        return InvalidFieldsError(
+            f"body: {error.error_count()} fields are wrong; send one request alone to see which"
+        )
     found = error.errors(include_url=False, include_context=False)
     if found[0]["type"] == "json_invalid":
         return InvalidBodyError(

@@ -2,8 +2,9 @@
 
 What may stand in a line: time, level, logger, message, and the `extra` fields that the code names
 (request id, bundle, route, status, timings). Bodies, sequences, item ids, user ids and credentials are
-never passed to a logger. A reader that stops reading cannot stop the service: the queue between is
-bounded and drops.
+never passed to a logger; an exception that may quote them, as a KeyError quotes its key, is logged by its
+type and the lines of code that it passed, without its text. A reader that stops reading cannot stop the
+service: the queue between is bounded and drops.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import logging.handlers
 import queue
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 _MAX_WAITING = 10_000
 _STOP_TIMEOUT_S = 2.0
+_WITH_TEXT = (RuntimeError, OSError, MemoryError)
+"""What the system, torch and FAISS raise: an operator needs the text, and no caller's data is in it."""
 
 
 def start_logging(level: str) -> Callable[[], None]:
@@ -66,6 +71,16 @@ class JsonFormatter(logging.Formatter):
         elif record.exc_text:
             line["exception"] = record.exc_text
         return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name for it
+        """The frames and the type of an exception and of those that it came from, first cause first."""
+        told: list[str] = []
+        error: BaseException | None = ei[1]
+        while error is not None and len(told) < 10:
+            text = f": {error}" if isinstance(error, _WITH_TEXT) else ""
+            told.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__ + text)
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return "\nfollowed by\n".join(reversed(told))
 
 
 class _DroppingHandler(logging.handlers.QueueHandler):

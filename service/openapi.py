@@ -38,14 +38,14 @@ class Operation(NamedTuple):
     example: Any = None
 
 
-_OF_BODY = (400, 408, 413, 415, 422)
+_OF_BODY = (400, 408, 413, 415, 422, 429)
 OPERATIONS = {
     "recall": Operation(
         "POST",
         "/recall",
         RecallRequest,
         RecallAnswer,
-        (*_OF_BODY, 429, 503, 504),
+        (*_OF_BODY, 503, 504),
         {"user_id": "u42", "top_k": 10},
     ),
     "recall_batch": Operation(
@@ -76,7 +76,7 @@ _ERRORS = {
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     422: "A field is missing, unknown, of the wrong type or out of bounds.",
-    429: "Too many requests wait for the device, or come from this caller; see Retry-After.",
+    429: "Too many requests wait for the device or come from this caller, or too many bodies arrive.",
     500: "The service met an error of its own.",
     503: "Nothing can answer now: no bundle, Redis away (events), or shutting down.",
     504: "The deadline passed.",

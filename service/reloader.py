@@ -18,6 +18,7 @@ from typing import Any
 
 from index_builder.bundle import BundleError, current_bundle, load_bundle
 from index_builder.publish import Store
+from index_builder.signature import read_keys
 from service.background import in_daemon_thread
 from service.batch_memory import BatchMemory
 from service.degradation import SoftDegradation
@@ -170,7 +171,8 @@ class Reloader:
     async def _load(self, url: str) -> Engine:
         def load() -> Engine:
             set_threads(self._settings.torch_threads)
-            bundle = load_bundle(url, device=self._device)
+            keys = read_keys(self._settings.signature_key)
+            bundle = load_bundle(url, device=self._device, keys=keys)
             engine = build_engine(
                 bundle,
                 device=self._device,

@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import create_admin_app, create_app
 from service.arms import Arms
@@ -30,6 +29,7 @@ from service.embedded_redis import EmbeddedRedis
 from service.engine import EngineAnswer, EngineRequest, choose_device, set_threads
 from service.errors import QueueFullError, StoreUnavailableError
 from service.exposure import check_exposure, is_loopback
+from service.http_protocol import GuardedProtocol, guarded_protocol
 from service.key_watch import KeyWatch
 from service.metrics import Metrics
 from service.middleware import Application
@@ -79,14 +79,15 @@ async def serve(
         async with _parts(settings) as (service, reloader, redis_shown):
             callers = None if keys is None else _callers(settings, keys, service.metrics)
             admin_app = create_admin_app(service, reloader.check, callers, open_metrics=private)
+            patient = guarded_protocol(settings.header_timeout_s)
             servers = [
                 Listener(
                     create_app(service, callers),
                     timeout_s=settings.shutdown_timeout_s,
-                    http=public_protocol(service),
+                    http=public_protocol(service, patient),
                     tls=tls,
                 ),
-                Listener(admin_app, timeout_s=1, tls=admin_tls),
+                Listener(admin_app, timeout_s=1, http=patient, tls=admin_tls),
             ]
             running = [
                 asyncio.create_task(server.serve(sockets=[listening]))
@@ -181,13 +182,12 @@ async def _reachable(store: SequenceStore) -> bool:
     return False
 
 
-def public_protocol(service: RecallService) -> type[asyncio.Protocol]:
+def public_protocol(service: RecallService, base: type[GuardedProtocol]) -> type[GuardedProtocol]:
     """What speaks HTTP with callers. Refusals that are to be logged take the usual way."""
     if service.settings.log_requests == "all":
-        return HttpToolsProtocol
-    return refusing_early(
-        service.in_flight, partial(service.metrics.count_response, "recall", QueueFullError.status)
-    )
+        return base
+    on_refused = partial(service.metrics.count_response, "recall", QueueFullError.status)
+    return refusing_early(service.in_flight, on_refused, base)
 
 
 class Listener(uvicorn.Server):
@@ -198,14 +198,14 @@ class Listener(uvicorn.Server):
         app: Application,
         *,
         timeout_s: int,
-        http: type[asyncio.Protocol] = HttpToolsProtocol,
+        http: type[asyncio.Protocol] | None = None,
         tls: TlsFiles | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="none",
-                http=http,
+                http=http or guarded_protocol(10.0),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

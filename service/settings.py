@@ -48,6 +48,9 @@ class ServiceSettings(BaseSettings):
 
     config: Path | None = Field(None, description="Settings file (TOML, the names of this table).")
     bundles: str = Field(description="Bundle store: a folder or an fsspec URL such as s3://bucket/bundles.")
+    signature_key: Path | None = Field(
+        None, description="Key file: only bundles that are signed with it are served; see Signed bundles."
+    )
     host: str = Field("127.0.0.1", description="Address that answers recall requests.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the recall requests; 0 takes a free one.")
     admin_host: str = Field("127.0.0.1", description="Address of metrics and admin calls; keep it private.")
@@ -116,6 +119,12 @@ class ServiceSettings(BaseSettings):
     )
     receive_timeout_s: float = Field(
         10.0, gt=0, le=600, description="A body that takes longer than this to arrive gets 408."
+    )
+    header_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=600,
+        description="The same for a request's headers; an answer not read meanwhile is given up.",
     )
 
     redis_url: SecretStr | None = Field(

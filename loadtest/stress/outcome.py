@@ -13,9 +13,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Options:
-    """short: the version that takes seconds   say: gets a line now and then"""
+    """short: the version that takes seconds   say: gets a line now and then
+
+    seconds: length of what runs by the clock and has no natural end, in place of the full one
+    """
 
     short: bool = False
+    seconds: float | None = None
     say: Callable[[str], None] = lambda line: None
 
 

@@ -62,6 +62,9 @@ def run_one(name: str, module: ModuleType, *, options: Options, to: Path) -> dic
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Which; all of them when left out.")] = None,
     short: Annotated[bool, typer.Option("--short", help="The versions that take seconds.")] = False,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of what runs by the clock (fuzz), if not the full one.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the reports.", file_okay=False)] = RESULTS,
 ) -> None:
     """Run stress tests of the service and the nightly job on real processes."""
@@ -72,7 +75,7 @@ def main(
         raise typer.Exit(2)
     failed = False
     for name in names or sorted(known):
-        options = Options(short=short, say=partial(_say, name))
+        options = Options(short=short, seconds=seconds, say=partial(_say, name))
         try:
             report = run_one(name, known[name], options=options, to=out)
         except LoadtestError as error:

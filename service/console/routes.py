@@ -10,9 +10,10 @@ from typing import Any
 
 from index_builder.bundle import load_bundle
 from index_builder.publish import Store
+from index_builder.signature import read_keys
 from model.batch import Sequence
 from service.background import in_daemon_thread
-from service.body import deadline_of, parse, read_body
+from service.body import BodyBudget, deadline_of, parse, read_body
 from service.console.explanation import candidate_rows, generation, sequence_rows
 from service.engine import Engine, EngineRequest, build_engine
 from service.errors import BundleStoreError, StoreUnavailableError
@@ -59,6 +60,7 @@ class _Console:
     def __init__(self, service: RecallService) -> None:
         self._service = service
         self._settings = service.settings
+        self._budget = BodyBudget(service.settings.max_body_bytes)
         self._beside: Engine | None = None  # the last bundle that was compared with
 
     async def recall(self, context: RequestContext, receive: Receive) -> dict[str, Any]:
@@ -147,13 +149,16 @@ class _Console:
             if bundle_id not in known:
                 raise BundleStoreError(f"compare: the store has no bundle {bundle_id!r}; it has {known[:5]}")
             device = self._service.engine.device
-            bundle = load_bundle(store.bundle_url(bundle_id), device=device)
+            keys = read_keys(self._settings.signature_key)
+            bundle = load_bundle(store.bundle_url(bundle_id), device=device, keys=keys)
             self._beside = build_engine(bundle, device=device, settings=self._settings)
         return self._beside
 
     async def _body(self, context: RequestContext, receive: Receive) -> bytes:
         limits = self._settings.max_body_bytes, self._settings.receive_timeout_s
-        return await read_body(context, receive, max_bytes=limits[0], timeout_s=limits[1])
+        return await read_body(
+            context, receive, max_bytes=limits[0], timeout_s=limits[1], budget=self._budget
+        )
 
 
 def _explained(

@@ -18,6 +18,7 @@ SERVICE_MAY_IMPORT = {
     "index_builder.delta",
     "index_builder.delta_index",
     "index_builder.publish",
+    "index_builder.signature",
 }
 """What the service needs of the builder: reading bundles, searching, and the pointer that it watches."""
 
@@ -117,17 +118,26 @@ def test_torch_is_imported_before_faiss() -> None:
     assert text.index("import torch") < text.index("import faiss")
 
 
-def test_nothing_can_run_code_from_a_file() -> None:
-    for package in LAYERS:
-        for path in _files(package):
-            modules = {_top(name) for name in _imports(path)}
-            assert not modules & {"pickle", "dill", "joblib", "shelve", "marshal"}, path
-            called = {
-                ast.unparse(node.func)
-                for node in ast.walk(ast.parse(path.read_text()))
-                if isinstance(node, ast.Call)
-            }
-            assert not called & {"torch.load", "torch.save", "eval", "exec"}, path
+@pytest.mark.parametrize("folder", [*LAYERS, "deploy", "tests"])
+def test_nothing_can_run_code_from_a_file(folder: str) -> None:
+    """No pickle, nor what reads or writes one, anywhere; ruff's rules of the same kind are switched on."""
+    for path in _files(folder):
+        modules = {_top(name) for name in _imports(path)}
+        assert not modules & {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib"}, path
+        assert not modules & {"shelve", "marshal", "pandas", "yaml"}, path
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        called = {ast.unparse(call.func) for call in calls}
+        assert not called & {"torch.load", "torch.save", "torch.jit.load", "eval", "exec"}, path
+        assert not called & {"np.load", "numpy.load", "np.save", "np.fromfile"}, path
+        assert not [call for call in calls if any(word.arg == "allow_pickle" for word in call.keywords)], path
+
+
+def test_the_lint_rules_against_code_out_of_data_are_switched_on() -> None:
+    import tomllib
+
+    lint = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    assert {"S102", "S301", "S302", "S307", "S506"} <= set(lint["select"])
+    assert not {"S102", "S301", "S302", "S307", "S506"} & set(lint["ignore"])
 
 
 def test_no_file_is_called_after_nothing() -> None:

@@ -162,6 +162,8 @@ def test_anything_else_is_refused_without_another_exception(data: bytes) -> None
         '{"revision": 1, "updated": 1, "items": [{}], "deleted": {}}',
         '{"revision": 1, "updated": 1, "items": [], "deleted": {"a\\nb": 1}}',
         '{"revision": "x", "updated": 1, "items": [], "deleted": {}}',
+        '{"revision": 1e999, "updated": 1, "items": [], "deleted": {}}',
+        '{"revision": 1, "updated": 1, "items": [], "deleted": {"a": Infinity}}',
         '{"revision": 1, "updated": 1, "items": [], "deleted": []}',
         "[" * 100_000,
     ],

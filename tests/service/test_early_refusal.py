@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from service.early_refusal import whole_recall
+from service.http_protocol import guarded_protocol
 from service.server import Listener, public_protocol
 
 pytestmark = pytest.mark.anyio
@@ -66,7 +67,9 @@ async def listening(start: Any) -> AsyncIterator[tuple[Any, int]]:
     running = await start(max_queue=4, max_batch=1)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        server = Listener(running.app, timeout_s=1, http=public_protocol(running.service))
+        server = Listener(
+            running.app, timeout_s=1, http=public_protocol(running.service, guarded_protocol(10))
+        )
         task = asyncio.create_task(server.serve(sockets=[bound]))
         while not server.started:
             await asyncio.sleep(0.01)

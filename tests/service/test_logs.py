@@ -27,6 +27,32 @@ def test_a_record_is_one_line_of_json_with_its_extra_fields() -> None:
     assert set(document) == {"time", "level", "logger", "message", "request_id", "n", "exception"}
 
 
+def test_an_exception_is_logged_without_the_data_that_it_quotes() -> None:
+    """The lookup that failed, its cause and its consequence; the text of what the system raises stays."""
+    data = "5ec" + "ret"  # in two parts: the lines of code are logged
+
+    def fail() -> None:
+        try:
+            {}[data]
+        except KeyError as error:
+            try:
+                raise ValueError(f"cannot use {data}") from error
+            except ValueError as error:
+                raise RuntimeError("CUDA out of memory") from error
+
+    try:
+        fail()
+    except RuntimeError:
+        raised = sys.exc_info()
+    record = logging.makeLogRecord({"name": "t2diff.x", "levelname": "ERROR", "msg": "it broke"})
+    record.__dict__.update(exc_info=raised)
+    told = json.loads(JsonFormatter().format(record))["exception"]
+    assert "5ecret" not in told
+    places = [told.index(name) for name in ("KeyError\n", "ValueError\n", "RuntimeError: CUDA out of memory")]
+    assert places == sorted(places)
+    assert "in fail" in told
+
+
 def test_a_reader_that_stops_reading_does_not_stop_the_service() -> None:
     """The pipe of stderr fills up: the program goes on to its end, and what waits is bounded."""
     code = """

@@ -84,7 +84,7 @@ def test_a_wrong_field_is_refused_by_name(field: str, wrong: Any) -> None:
     "body",
     [
         b"", b"{", b"nonsense", b"{'user_id': 'u'}", b'{"user_id": "\\ud800"}', b'{"user_id": "\xff"}',
-        b"[" * 100_000, b'{"user_id":' * 1000, b'{"user_id": "u", "top_k": ' + b"9" * 10_000 + b"}",
+        b"[" * 2_000, b'{"user_id":' * 1000, b'{"user_id": "u", "top_k": ' + b"9" * 10_000 + b"}",
         b"\xef\xbb\xbf{}", b'{"user_id": "u"} trailing',
     ],
 )  # fmt: skip
