@@ -142,46 +142,6 @@ def _gained(numbers: list[int]) -> int:
     return min(numbers[half:]) - min(numbers[:half])
 
 
-_ALLOCATOR},
-            "num_requests": sum(crowded.outcomes.values()),
-            "num_swaps": self.num_swaps,
-            "seconds": round(crowded.seconds, 1),
-            "outcomes": dict(crowded.outcomes.most_common()),
-            "rss_mib": [round(value / 2**20, 1) for value in self.resources.rss_bytes],
-            "file_descriptors": [min(descriptors), max(descriptors)],
-            "threads": [min(threads), max(threads)],
-            "checks": [
-                check("growth of resident memory after the warm-up", growth_share(rss), GROWTH_LIMIT),
-                check("file descriptors gained", _gained(descriptors), _POOL),
-                check("threads gained", _gained(threads), 0),
-                check("wrong or failed answers", crowded.num_wrong + crowded.num_failed, 0),
-                check("requests missing", plan.num_requests - sum(crowded.outcomes.values()), 0),
-                check("swaps missing", plan.num_swaps - self.num_swaps, 0),
-            ],
-        }
-
-    def _swap_when_due(self) -> None:
-        due = self.progress.value * self.plan.num_swaps // self.plan.num_requests
-        if self.num_swaps < min(due, self.plan.num_swaps):
-            self._swap()
-
-    def _swap(self) -> None:
-        started = time.monotonic()
-        self.num_swaps += 1
-        publish_and_reload(self.served, self.store, self.bundles[self.num_swaps % 2])
-        self.resources.note(self.served.process.pid, time.monotonic() - started)
-        if self.num_swaps % max(1, self.plan.num_swaps // 20) == 0:
-            rss = self.resources.rss_bytes[-1] / 2**20
-            self.options.say(f"{self.num_swaps} swaps, {self.progress.value} requests, {rss:.0f} MiB")
-
-
-def _gained(numbers: list[int]) -> int:
-    """How many more the second half has than the first, each at its least, for some come and go."""
-    half = len(numbers) // 2
-    return min(numbers[half:]) - min(numbers[:half])
-
-
-_FINE = ("answered", "http 429", "popular (store_timeout)", "popular (deadline)")
 _ALLOCATOR = ("MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD")
 
 
