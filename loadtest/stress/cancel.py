@@ -85,12 +85,6 @@ def cancel_figures(plan: Plan, options: Options) -> dict[str, Any]:
         crowded = run_crowd(crowd, meanwhile=say)
         after = process.memory_info().rss
     outcomes = crowded.outcomes
-    wrong = sum(count for outcome, count in outcomes.items() if outcome.startswith("wrong"))
-    lost = sum(
-        count
-        for outcome, count in outcomes.items()
-        if outcome in ("connection lost", "never answered") or outcome.startswith("http 5")
-    )
     return {
         "plan": vars(plan),
         "num_requests": sum(outcomes.values()),
@@ -100,8 +94,8 @@ def cancel_figures(plan: Plan, options: Options) -> dict[str, Any]:
         "rss_mib_before": round(before / 2**20, 1),
         "rss_mib_after": round(after / 2**20, 1),
         "checks": [
-            check("answers for another user", wrong, 0),
-            check("requests that were left without an answer or failed", lost, 0),
+            check("answers for another user", crowded.num_wrong, 0),
+            check("requests that were left without an answer or failed", crowded.num_failed, 0),
             check("answers of the model missing", plan.num_requests // 2 - outcomes["answered"], 0),
             check("requests missing", plan.num_requests - sum(outcomes.values()), 0),
             check(

@@ -75,6 +75,17 @@ class Crowded:
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def num_wrong(self) -> int:
+        """Answers that were not those to their questions."""
+        return sum(number for outcome, number in self.outcomes.items() if outcome.startswith("wrong"))
+
+    @property
+    def num_failed(self) -> int:
+        """Requests that got no answer, or an error of the service's own."""
+        bad = ("http 5", "connection lost", "never answered")
+        return sum(number for outcome, number in self.outcomes.items() if outcome.startswith(bad))
+
 
 def run_crowd(crowd: Crowd, progress: Any = None, meanwhile: Callable[[], None] = lambda: None) -> Crowded:
     """In a process of its own.   progress: a shared integer, the number of requests begun"""

@@ -37,15 +37,17 @@ RSS_GROWTH_LIMIT = 0.25
 """Of the resident memory before the overload: buffers of all connections are there, and no more."""
 _HELD = 0.97
 _STEP = 1.2
-_AROUND = (1.1, 1.25, 1.5)
-"""Times the knee at which the peak is looked for as well."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """multiples: of the knee   ramp_s: at each rate of the search   normal_s: at half the knee, around it"""
+    """multiples: of the knee   around: multiples at which the peak is looked for as well
+
+    ramp_s: at each rate of the search   normal_s: at half the knee, before and after an overload
+    """
 
     multiples: tuple[float, ...] = (5.0, 10.0)
+    around: tuple[float, ...] = (1.1, 1.25, 1.5)
     overload_s: float = 60.0
     ramp_s: float = 5.0
     normal_s: float = 10.0
@@ -61,6 +63,7 @@ class Plan:
 
 SHORT = Plan(
     multiples=(5.0,),
+    around=(1.25,),
     overload_s=2.0,
     ramp_s=1.0,
     normal_s=2.0,
@@ -107,7 +110,7 @@ class _Stress:
         self._goodput(self.plan.first_rate / 2)  # warm
         self.rates.clear()
         knee = self._knee()
-        for multiple in _AROUND:
+        for multiple in self.plan.around:
             self._goodput(multiple * knee)
         peak = max(one["goodput"] for one in self.rates)
         self.options.say(f"knee {knee:.0f}/s, peak {peak:.0f} good answers/s")
