@@ -182,7 +182,7 @@ async def _reachable(store: SequenceStore) -> bool:
     return False
 
 
-def public_protocol(service: RecallService, base: type[GuardedProtocol]) -> type[GuardedProtocol]:
+def public_protocol(service: RecallService, base: type[GuardedProtocol]) -> type[asyncio.Protocol]:
     """What speaks HTTP with callers. Refusals that are to be logged take the usual way."""
     if service.settings.log_requests == "all":
         return base

@@ -16,7 +16,7 @@ from service.background import in_daemon_thread
 from service.body import BodyBudget, deadline_of, parse, read_body
 from service.console.explanation import candidate_rows, generation, sequence_rows
 from service.engine import Engine, EngineRequest, build_engine
-from service.errors import BundleStoreError, StoreUnavailableError
+from service.errors import BundleStoreError, EngineFailedError, StoreUnavailableError
 from service.metrics import PREFIX
 from service.middleware import Receive, RequestContext
 from service.packed_sequence import StoredSequence
@@ -127,6 +127,8 @@ class _Console:
         exclude = engine.bundle.rows.served(known) if asked.exclude_seen else known[:0]
         request = EngineRequest(asked.user_id, asked.seed, sequence, asked.top_k, exclude[exclude > 0])
         (found,) = engine.recall([request])
+        if isinstance(found, EngineFailedError):
+            raise found
         seconds = {"tower": found.tower_seconds, "search": found.search_seconds}
         return {
             "route": engine.bundle.model_name,
