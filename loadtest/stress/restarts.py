@@ -1,7 +1,8 @@
 """Rolling restarts behind a proxy, under load: two services take turns, and no request may fail.
 
 Each restart is a SIGTERM, the wait for the end, and a start on the same port; the other service is ready all
-the while. They share one Redis. What makes it work is that readiness turns 503 before the listener closes
+the while. They share one Redis. A restart counts only if requests were sent from before its SIGTERM until the
+service was back. What makes it work is that readiness turns 503 before the listener closes
 (`--shutdown-delay-s`), for longer than the proxy takes to notice.
 """
 
@@ -9,14 +10,15 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,18 +44,18 @@ _EXIT_LIMIT_S = 15.0
 
 @dataclass(frozen=True)
 class Plan:
-    """rate: requests/s   stretch_s: how long one generator process runs before the next takes over"""
+    """rate: requests/s   stretch_s: how long one generator sends; restarts fall inside such stretches"""
 
     num_restarts: int = 50
     rate: float = 100.0
-    stretch_s: float = 30.0
+    stretch_s: float = 60.0
     num_items: int = 3_706
     dim: int = 64
     num_users: int = 200
     top_k: int = 20
 
 
-SHORT = Plan(num_restarts=1, rate=20, stretch_s=3.0, num_items=300, dim=16, num_users=20)
+SHORT = Plan(num_restarts=1, rate=40, stretch_s=8.0, num_items=300, dim=16, num_users=20)
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -76,11 +78,71 @@ def restart_figures(plan: Plan, options: Options) -> dict[str, Any]:
         proxy = stack.enter_context(started_balancer([replica.port for replica in replicas], folder))
         options.say(f"{plan.num_restarts} restarts behind {proxy.kind}, {plan.rate:g} requests/s")
         time.sleep(_NOTICED_S)
+        return {
+            "plan": vars(plan),
+            "proxy": proxy.kind,
+            **_Stress(plan, options, replicas, proxy.url).figures(),
+        }
+
+
+class _Stress:
+    def __init__(self, plan: Plan, options: Options, replicas: list[Replica], url: str) -> None:
+        self.plan, self.options, self.replicas, self.url = plan, options, replicas, url
+        self.restarts: list[Restart] = []
+        self._loaded = threading.Event()  # the first request of the present stretch was answered
+
+    def figures(self) -> dict[str, Any]:
+        stretches: list[Samples] = []
+        while len(self.restarts) < self.plan.num_restarts:
+            stretches.append(self._stretch(len(stretches)))
+            self.options.say(f"{len(self.restarts)} restarts, {_num_failed(stretches)} failed requests")
+        return summarise(stretches, self.plan.num_restarts, self.restarts)
+
+    def _stretch(self, number: int) -> Samples:
+        plan = self.plan
+        settings = ProbeSettings(
+            url=self.url,
+            duration_s=plan.stretch_s,
+            warmup_s=0.0,
+            num_users=plan.num_users,
+            top_k=plan.top_k,
+            arrivals="constant",
+            timeout_ms=30_000.0,
+            max_connections=MAX_CONNECTIONS,
+            seed=number,
+            pin_cpu=None,
+        )
+        self._loaded.clear()
         with ThreadPoolExecutor(1) as pool:
-            restarting = pool.submit(_restart_in_turn, replicas, plan.num_restarts, options)
-            stretches = list(_load(plan, proxy.url, restarting))
-            seconds = restarting.result()
-    return {"plan": vars(plan), "proxy": proxy.kind, **summarise(stretches, plan.num_restarts, seconds)}
+            restarting = pool.submit(self._restart_while_there_is_load)
+            samples = run_generator(draw_up(settings, plan.rate), self._progress)
+            self._loaded.set()
+            restarting.result()
+        return samples
+
+    def _progress(self, sent: int, answered: int, of: int) -> None:
+        if answered:
+            self._loaded.set()
+
+    def _restart_while_there_is_load(self) -> None:
+        """As many as fit, one at least, by how long the longest took so far."""
+        self._loaded.wait()
+        ends_at = time.monotonic() + self.plan.stretch_s - 1.0
+        while len(self.restarts) < self.plan.num_restarts:
+            replica = self.replicas[len(self.restarts) % len(self.replicas)]
+            self.restarts.append(replica.restart())
+            time.sleep(_NOTICED_S)
+            if time.monotonic() + max(each.back - each.began for each in self.restarts) > ends_at:
+                break
+
+
+class Restart(NamedTuple):
+    """When SIGTERM was sent, the service ended and was back (time.monotonic), and its exit status."""
+
+    began: float
+    ended: float
+    back: float
+    status: int
 
 
 class Replica:
@@ -104,15 +166,14 @@ class Replica:
         finally:
             self._end()
 
-    def restart(self) -> tuple[float, int]:
-        """Seconds from SIGTERM to the end, and the exit status."""
+    def restart(self) -> Restart:
+        """SIGTERM, the wait for the end, a start."""
         assert self._served is not None
         began = time.monotonic()
         self._end()
-        ended_after = time.monotonic() - began
-        status = self._served.process.returncode
+        ended, status = time.monotonic(), self._served.process.returncode
         self._start()
-        return ended_after, status
+        return Restart(began, ended, time.monotonic(), status)
 
     def _start(self) -> None:
         self._now = ExitStack()
@@ -128,56 +189,34 @@ class Replica:
             self._now.close()
 
 
-def _restart_in_turn(replicas: list[Replica], num: int, options: Options) -> list[tuple[float, int]]:
-    ended = []
-    for number in range(num):
-        ended.append(replicas[number % len(replicas)].restart())
-        time.sleep(_NOTICED_S)
-        if number % 10 == 9:
-            options.say(f"{number + 1} restarts")
-    return ended
-
-
-def _load(plan: Plan, url: str, restarting: Future[Any]) -> Iterator[Samples]:
-    """Steady requests for as long as there are restarts."""
-    number = 0
-    while not restarting.done():
-        settings = ProbeSettings(
-            url=url,
-            duration_s=plan.stretch_s,
-            warmup_s=0.0,
-            num_users=plan.num_users,
-            top_k=plan.top_k,
-            arrivals="constant",
-            timeout_ms=30_000.0,
-            max_connections=MAX_CONNECTIONS,
-            seed=number,
-            pin_cpu=None,
-        )
-        yield run_generator(draw_up(settings, plan.rate), lambda sent, answered, of: None)
-        number += 1
-
-
-def summarise(stretches: list[Samples], num_restarts: int, ended: list[tuple[float, int]]) -> dict[str, Any]:
-    """ended: seconds that each service took to end, and its exit status"""
+def summarise(stretches: list[Samples], num_restarts: int, restarts: Sequence[Restart]) -> dict[str, Any]:
+    """The figures, and what they are held to."""
     status = np.concatenate([samples.status for samples in stretches])
     seconds = np.concatenate([samples.ended - samples.intended for samples in stretches])
-    failed = int((status != 200).sum())
     found = percentiles(seconds)
-    slowest = max((seconds for seconds, _ in ended), default=None)
+    slowest = max((each.ended - each.began for each in restarts), default=None)
+    loads = [(one.started + one.sent[0], one.started + one.sent[-1]) for one in stretches]
+    uncovered = sum(
+        not any(first <= each.began and each.back <= last for first, last in loads) for each in restarts
+    )
     return {
-        "num_restarts": len(ended),
+        "num_restarts": len(restarts),
+        "num_restarts_not_under_load": uncovered,
         "num_requests": len(status),
-        "num_failed": failed,
+        "num_failed": _num_failed(stretches),
         "failures": dict(Counter(str(each) for each in status[status != 200].tolist())),
         "num_fallbacks": int(sum(samples.degraded.sum() for samples in stretches)),
         "p50_ms": found and found.p50_ms,
         "p99_ms": found and found.p99_ms,
         "exit_seconds_max": slowest,
         "checks": [
-            check("restarts missing", num_restarts - len(ended), 0),
-            check("failed requests", failed if len(status) else None, 0),
-            check("services that did not end by themselves", sum(code != 0 for _, code in ended), 0),
+            check("restarts under load missing", num_restarts - len(restarts) + uncovered, 0),
+            check("failed requests", _num_failed(stretches) if len(status) else None, 0),
+            check("services that did not end by themselves", sum(each.status != 0 for each in restarts), 0),
             check("seconds until a service ended", slowest, _EXIT_LIMIT_S),
         ],
     }
+
+
+def _num_failed(stretches: list[Samples]) -> int:
+    return sum(int((samples.status != 200).sum()) for samples in stretches)
