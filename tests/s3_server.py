@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-_PIECE = 16_384
+_PIECE = 131_072
 
 
 class S3Server:

@@ -22,10 +22,12 @@ import torch
 
 from index_builder.build import build_bundle
 from index_builder.publish import Store
+from loadtest.stress.forked import ForkedProcess
 from model.batch import Sequence
 from model.checkpoint import Checkpoint
 from model.registry import build_model
 from service.embedded_redis import find_redis_server
+from tests import forked
 
 NUM_ITEMS = 60
 TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
@@ -78,7 +80,7 @@ def slow_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Served:
     """A running `t2diff-serve`."""
 
-    def __init__(self, process: subprocess.Popen[str], greeting: str, log: Path) -> None:
+    def __init__(self, process: ForkedProcess, greeting: str, log: Path) -> None:
         self.process = process
         self.greeting = greeting
         self.log_path = log
@@ -116,7 +118,7 @@ Serve = Callable[..., Served]
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """`serve(bundles, setting=value, …)`: start a service and wait until it says that it is ready."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[ForkedProcess] = []
 
     def start(bundles: Path, **settings: Any) -> Served:
         folder = tmp_path_factory.mktemp("serve")
@@ -135,12 +137,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))
         ]
         with log.open("w") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "--bundles", str(bundles), *flags],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
+            command = [sys.executable, "-m", "service.cli", "--bundles", bundles, *flags]
+            process = forked.start(command, stdout=subprocess.PIPE, stderr=errors)
         started.append(process)
         greeting = []
         assert process.stdout is not None
@@ -155,6 +153,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGCONT)
             process.terminate()
+    for process in started:
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:

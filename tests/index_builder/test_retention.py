@@ -18,6 +18,7 @@ from index_builder.bundle_files import MANIFEST, BundleError
 from index_builder.publish import Store
 from index_builder.retention import built_at, choose_removable, parse_age, prune
 from index_builder.storage import StoreError, open_storage
+from tests import forked
 
 PRUNING_PROCESS = Path(__file__).parent / "pruning_process.py"
 PRUNE = """
@@ -179,13 +180,7 @@ def test_a_prune_killed_at_any_file_operation_lists_only_whole_bundles(fill, bui
     victim = sorted(ids)[2]
     out = tmp_path / "killed"
     out.mkdir()
-    process = subprocess.run(
-        [sys.executable, PRUNING_PROCESS, store.url, out],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    process = forked.run([sys.executable, PRUNING_PROCESS, store.url, out], timeout=120)
     assert process.returncode == 0, process.stderr
     num_points = int(process.stdout)
     assert num_points > 15
@@ -212,11 +207,11 @@ def test_a_prune_of_object_storage_killed_at_any_moment_lists_only_whole_bundles
 
     def run(kill_at: int | None) -> int:
         connection.reset()
-        process = subprocess.Popen([sys.executable, "-c", PRUNE, s3_url], stderr=subprocess.PIPE)
+        process = forked.start([sys.executable, "-c", PRUNE, s3_url], stderr=subprocess.PIPE)
         if kill_at is not None:
             connection.at_sent(kill_at, lambda: os.kill(process.pid, signal.SIGKILL))
         _, errors = process.communicate(timeout=120)
-        assert process.returncode == (0 if kill_at is None else -signal.SIGKILL), errors.decode()
+        assert process.returncode == (0 if kill_at is None else -signal.SIGKILL), errors
         num_bytes = connection.num_sent
         connection.reset()
         return num_bytes
