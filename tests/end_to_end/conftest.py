@@ -16,43 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-import torch
 
-from index_builder.build import build_bundle
 from index_builder.publish import Store
 from loadtest.stress.forked import ForkedProcess
-from model.batch import Sequence
-from model.checkpoint import Checkpoint
-from model.registry import build_model
 from service.embedded_redis import find_redis_server
 from tests import forked
+from tests.untrained import TINY, build_untrained
 
-NUM_ITEMS = 60
-TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
 SLOW = {"embedding_dim": 64, "max_length": 50, "num_steps": 50}
-
-
-def build_untrained(store: Store, seed: int, config: dict[str, Any], num_items: int = NUM_ITEMS) -> str:
-    """Build an untrained bundle over items i1..i60, or more, and return its id; nothing is published."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    choice = np.random.default_rng(seed)
-    times = np.sort(choice.integers(1_600_000_000, 1_700_000_000, 5))
-    canary = [Sequence(choice.integers(1, num_items + 1, 5), times, 1_700_000_100) for _ in range(3)]
-    checkpoint = Checkpoint(
-        model=build_model("t2diff", config, num_items).eval(),
-        model_name="t2diff",
-        model_config=config,
-        item_ids=[f"i{number}" for number in range(1, num_items + 1)],
-        popular=np.arange(20, 0, -1, dtype=np.int32),
-        canary=canary,
-        metrics={},
-        dataset_id="untrained",
-        seed=seed,
-    )
-    return build_bundle(checkpoint, store)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from index_builder.build_report import render
 from model.registry import build_model
 
 DIM = 256
-SIZES = (100_000, 300_000)  # both above the rows of a block
+SIZES = (70_000, 210_000)  # both above the rows of a block
 
 
 def test_anonymous_memory_of_a_build_grows_by_far_less_than_the_embeddings(tmp_path):

@@ -102,8 +102,9 @@ def test_folding_keeps_what_a_rollback_may_need_and_deletions_of_what_a_bundle_h
     ],
 )
 def test_a_wrong_definition_is_refused_and_nothing_is_written(
-    file: DeltaFile, bad: NewItem, message: str
+    bad: NewItem, message: str, tmp_path: Path
 ) -> None:
+    file = DeltaFile(tmp_path)
     with pytest.raises(DeltaError, match=message):
         file.add([item("fine"), bad])
     assert file.read_bytes() is None
@@ -180,13 +181,13 @@ def test_a_wrong_schema_under_a_right_checksum_is_refused(content: str) -> None:
 def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     writers = [
-        forked.start([sys.executable, WRITER, tmp_path / "store", "add", writer, 25]) for writer in range(4)
+        forked.start([sys.executable, WRITER, tmp_path / "store", "add", writer, 10]) for writer in range(4)
     ]
     assert [writer.wait(120) for writer in writers] == [0] * 4
     delta = DeltaFile(tmp_path / "store").read()
-    assert delta.items.keys() == {f"n-{writer}-{n}" for writer in range(4) for n in range(25)}
-    assert delta.deleted.keys() == {f"d-{writer}-{n}" for writer in range(4) for n in range(25)}
-    assert delta.revision == 200
+    assert delta.items.keys() == {f"n-{writer}-{n}" for writer in range(4) for n in range(10)}
+    assert delta.deleted.keys() == {f"d-{writer}-{n}" for writer in range(4) for n in range(10)}
+    assert delta.revision == 80
 
 
 def test_a_kill_at_any_file_operation_leaves_the_old_delta_or_the_new(tmp_path: Path) -> None:

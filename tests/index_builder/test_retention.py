@@ -29,6 +29,7 @@ from index_builder.retention import prune
 
 prune(Store(sys.argv[1]), keep=1, younger_than=timedelta(0))
 """
+NUM_KILLS = 12
 AT_ONCE = {"keep": 1, "younger_than": timedelta(0)}
 NOW = datetime(2026, 11, 22, 3, tzinfo=UTC)
 
@@ -219,12 +220,12 @@ def test_a_prune_of_object_storage_killed_at_any_moment_lists_only_whole_bundles
     num_bytes = run(None)
     assert victim not in store.bundle_ids()
     states = set()
-    for number in range(15):
+    for number in range(NUM_KILLS):
         for name in store.leftovers(0.0):
             store.remove_leftover(name)
         if victim not in store.bundle_ids():
             fill(s3_url, [bundle for bundle in built_bundles if bundle.name == victim])
-        run(1 + number * (num_bytes - 1) // 15)
+        run(1 + number * (num_bytes - 1) // NUM_KILLS)
         states.add((victim in store.bundle_ids(), victim in store.leftovers(0.0)))
         for bundle_id in store.bundle_ids():
             store.check(bundle_id)

@@ -30,7 +30,7 @@ store.publish(bundle.name)
 """
 """What a build does once the bundle is sealed."""
 
-NUM_KILLS = 20
+NUM_KILLS = 12
 
 
 def t2diff_index(*arguments: object) -> subprocess.CompletedProcess[str]:
