@@ -21,7 +21,6 @@ import socket
 import sys
 import threading
 import traceback
-import types
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -150,8 +149,9 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, files: 
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif what == "-c":
         sys.argv = ["-c", *rest[1:]]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        exec(compile(rest[0], "<string>", "exec"), vars(sys.modules["__main__"]))
+        program = os.memfd_create("program")
+        os.write(program, rest[0].encode())
+        runpy.run_path(f"/proc/self/fd/{program}", run_name="__main__")
     else:
         sys.argv = [what, *rest]
         sys.path.insert(0, str(Path(what).resolve().parent))
