@@ -78,10 +78,10 @@ def test_a_corpus_is_measured_with_users_that_it_was_not_tuned_on(monkeypatch):
 
 
 def test_memory_is_that_of_what_is_searched(monkeypatch):
-    items, users = generate_embeddings(200_000, 64, num_users=8)
+    items, users = generate_embeddings(100_000, 64, num_users=8)
     monkeypatch.setattr("index_builder.benchmark._ROUNDS", 1)
     monkeypatch.setattr("index_builder.benchmark._MAX_SECONDS_PER_ROUND", 0.05)
-    corpus = Corpus("200k", items, users)
+    corpus = Corpus("100k", items, users)
     flat, half = measure_corpus(corpus, kinds=["flat_fp16"], top_k=10, target_overlap=0.9)
     assert flat.rss_gib * 2**30 == pytest.approx(items.nbytes, rel=0.4)
     assert half.rss_gib < 0.75 * flat.rss_gib

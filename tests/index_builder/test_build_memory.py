@@ -11,7 +11,7 @@ from index_builder.build_benchmark import BuildCost, Stage, measure_builds
 from index_builder.build_report import render
 from model.registry import build_model
 
-DIM = 256
+DIM = 128
 SIZES = (70_000, 210_000)  # both above the rows of a block
 
 

@@ -111,6 +111,7 @@ def run(capsys, monkeypatch, folder):
 
     def command(*flags: str) -> tuple[int, dict]:
         monkeypatch.setattr(sys, "argv", ["t2diff-index", *job(folder, *flags)[3:]])
+        monkeypatch.setattr(sys, "executable", forked.python())
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code, json.loads(capsys.readouterr().out.splitlines()[-1])
