@@ -49,7 +49,7 @@ nightly-demo: $(READY)
 	@$(BIN)/python deploy/nightly_demo.py $(NIGHTLY_DEMO_ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 stress: $(READY)
 	$(BIN)/python -m loadtest.stress.run $(ONLY) $(if $(FUZZ_SECONDS),--seconds $(FUZZ_SECONDS))

@@ -160,7 +160,7 @@ def draft_bundle(
         index=index,
         canary=record_canary(model, index, rows.ids(ids), checkpoint.canary),
         popular=popular,
-        features=None if catalogue is None else _features(checkpoint, rows, embeddings, catalogue),
+        features=_features(checkpoint, rows, embeddings, catalogue),
         titles=titles,
         manifest=_manifest(checkpoint, embeddings, index, checks, len(queries), len(popular)),
     )
@@ -173,8 +173,13 @@ def check_finished(folder: Path) -> None:
 
 
 def _features(
-    checkpoint: Checkpoint, rows: ItemRows, embeddings: np.ndarray, catalogue: Mapping[str, Sequence[str]]
-) -> ItemFeatures:
+    checkpoint: Checkpoint,
+    rows: ItemRows,
+    embeddings: np.ndarray,
+    catalogue: Mapping[str, Sequence[str]] | None,
+) -> ItemFeatures | None:
+    if not catalogue or not any(catalogue.values()):
+        return None  # a catalogue may hold titles alone
     popular = rows.served(checkpoint.popular.astype(np.int64)) - 1
     space = item_space(embeddings, popular[popular >= 0])
     tokens = [catalogue.get(item_id, ()) for item_id in rows.ids(checkpoint.item_ids)]

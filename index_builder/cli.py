@@ -103,7 +103,7 @@ def build(
             index_kind=index_kind,
             device=device,
             target_overlap=target_overlap,
-            catalogue=features if features and any(features.values()) else None,  # titles alone will do
+            catalogue=features,
             titles=titles,
             report=report,
         )

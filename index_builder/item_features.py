@@ -52,6 +52,8 @@ def read_catalogue(path: Path) -> dict[str, list[str]]:
 
     Raises ValueError, one line, for a file that is none.
     """
+    if not path.is_file():
+        raise ValueError(f"catalogue {path} is not a file")
     rows = _parquet_rows(path) if path.suffix in (".parquet", ".pq") else _csv_rows(path)
     catalogue: dict[str, list[str]] = {}
     for row in rows:

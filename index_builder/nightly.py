@@ -8,9 +8,10 @@ store sees a complete bundle or nothing, and its pointer moves last.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,12 +24,15 @@ from index_builder.bundle_files import MANIFEST, read_manifest, seal
 from index_builder.fold_in import Keeping, Pending, fold, pending_items
 from index_builder.gate_limits import GateLimits
 from index_builder.gates import gate_bundle, refused, seal_with_checks
+from index_builder.item_features import read_catalogue
 from index_builder.log_summary import HOUR_S, of_newest_day, summarise_log
 from index_builder.nightly_run import Run, key_of
 from index_builder.publish import Store
 from index_builder.quality import Check, QualityError
+from index_builder.retention import Retention, prune
 from index_builder.retirement import RetirementRule, choose_served
-from model.checkpoint import load_checkpoint
+from index_builder.titles import read_titles
+from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.continued import same_model
 from model.data.dataset import EvaluationSet, Split
 from model.data.interactions import Interactions
@@ -70,9 +74,10 @@ class Gates(Protocol):
 
 @dataclass(frozen=True)
 class NightSettings:
-    """What a run is asked to do; all of it but `force`, `keeping` and the limits names the run.
+    """What a run is asked to do; all of it but `force`, `keeping`, `retention` and the limits names the run.
 
-    history_days, until: which rows of the log count   first, later: training from scratch, and going on
+    history_days, until: which rows of the log count   catalogue: file with items' features
+    first, later: training from scratch, and going on   retention: which bundles are kept; None: all
     """
 
     model_name: str = "t2diff"
@@ -83,6 +88,8 @@ class NightSettings:
     until: int | None = None
     retirement: RetirementRule = field(default_factory=RetirementRule)
     keeping: Keeping = field(default_factory=Keeping)
+    retention: Retention | None = None
+    catalogue: Path | None = None
     index_kind: str = "auto"
     target_overlap: float = 0.99
     from_scratch: bool = False
@@ -96,6 +103,7 @@ class _Night:
 
     log: all rows, in tonight's numbering   num_known: items of it that the current bundle has rows for
     added: what all new items of the delta are like, those that the current bundle serves among them
+    catalogue: item id -> features   titles: item id -> title
     inputs: what the log and the settings are; with what is pending and the current bundle they name the run
     """
 
@@ -106,6 +114,8 @@ class _Night:
     num_known: int
     pending: Pending
     added: Mapping[str, Mapping[str, float]]
+    catalogue: Mapping[str, Sequence[str]] | None
+    titles: Mapping[str, str]
     inputs: str
 
 
@@ -135,6 +145,7 @@ def run_night(
     if built is not None and (built == current_id or not settings.force):
         if built == current_id:
             fold(store.url, _folded(current), settings.keeping)
+            summary |= _prune(store, settings.retention, watcher)
             shutil.rmtree(work / f"run-{key}", ignore_errors=True)
         else:
             watcher.note(f"{built} was built from these inputs and is not served any more: --force serves it")
@@ -150,9 +161,10 @@ def run_night(
         watcher.note(f"FORCED: published although refused by {', '.join(against)}")
     watcher.stage("publishing")
     bundle_id = _in_store(store, key) or _add(store, candidate, checks, forced=bool(against))
-    store.publish(bundle_id)
+    store.publish(bundle_id, instead_of=current_id)
     published = load_bundle(store.bundle_url(bundle_id), verify=False)
     fold(store.url, _folded(published), settings.keeping)
+    summary |= _prune(store, settings.retention, watcher)
     run.remove()
     return {**summary, "outcome": "published", "bundle": bundle_id, "forced": bool(against)}
 
@@ -163,8 +175,9 @@ def run_night(
 def _read_night(
     settings: NightSettings, store: Store, current: Bundle | None, read: Callable[[], Interactions]
 ) -> _Night:
+    catalogue, titles, features = _read_catalogue(settings.catalogue)
     log = within(read(), until=settings.until, days=settings.history_days)
-    inputs = key_of({"log": log.fingerprint, "settings": _naming(settings)})
+    inputs = key_of({"log": log.fingerprint, "settings": _naming(settings), **features})
     known = None if settings.from_scratch else current
     held = pending_items(store.url, settings.keeping)
     pending = _of_effect(held, current, known, log)
@@ -176,13 +189,23 @@ def _read_night(
     )
     num_known = len(known.vocabulary) if known else 0
     split = newest_day_split(log, num_known=num_known)
-    return _Night(settings, log, split, current, num_known, pending, held.similar, inputs)
+    return _Night(settings, log, split, current, num_known, pending, held.similar, catalogue, titles, inputs)
+
+
+def _read_catalogue(
+    path: Path | None,
+) -> tuple[Mapping[str, Sequence[str]] | None, Mapping[str, str], dict[str, str]]:
+    """Features, titles, and what of them names the run. Raises ValueError when the file cannot be used."""
+    if path is None:
+        return None, {}, {}
+    named = {"catalogue": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return read_catalogue(path), read_titles(path), named
 
 
 def _naming(settings: NightSettings) -> dict[str, Any]:
     """The settings that decide what is built, not how fast, nor whether it is published."""
     asked = dataclasses.asdict(settings)
-    for name in ("force", "limits", "until", "keeping"):
+    for name in ("force", "limits", "until", "keeping", "retention", "catalogue"):
         del asked[name]
     for training in ("first", "later"):
         for name in ("device", "num_threads", "save_every_updates"):
@@ -257,7 +280,7 @@ def _make_candidate(night: _Night, run: Run, watcher: Watcher) -> Path:
         pending=night.pending,
         rule=settings.retirement,
     )
-    checkpoint = load_checkpoint(run.training, settings.first.device)
+    checkpoint = _trained(run, settings)
     untrained = np.bincount(night.split.train.item_index, minlength=night.log.num_items + 1)[1:] == 0
     place_beside(
         checkpoint.model,
@@ -271,6 +294,8 @@ def _make_candidate(night: _Night, run: Run, watcher: Watcher) -> Path:
             index_kind=settings.index_kind,
             device=settings.first.device,
             target_overlap=settings.target_overlap,
+            catalogue=night.catalogue,
+            titles=night.titles,
             report=watcher.step,
         )
         watcher.step(STAGES[4])
@@ -291,6 +316,15 @@ def _make_candidate(night: _Night, run: Run, watcher: Watcher) -> Path:
     except ValueError as error:  # what training left cannot be served at all: nothing to force
         raise QualityError(str(error)) from error
     return run.keep_candidate(named)
+
+
+def _trained(run: Run, settings: NightSettings) -> Checkpoint:
+    """What training left; where a disk damaged it, the next run trains anew."""
+    try:
+        return load_checkpoint(run.training, settings.first.device)
+    except CheckpointError as error:
+        shutil.rmtree(run.training)
+        raise OSError(f"what was trained cannot be read, run the job again to train anew: {error}") from error
 
 
 def _warm_start(night: _Night, watcher: Watcher) -> WarmStart | None:
@@ -374,6 +408,18 @@ def _add(store: Store, candidate: Path, checks: list[Check], *, forced: bool) ->
             raise OSError(f"the files of {candidate} changed since they were checked: run the job again")
         store.add(sealed)
     return bundle_id
+
+
+def _prune(store: Store, retention: Retention | None, watcher: Watcher) -> dict[str, Any]:
+    """Remove what is not to be kept; what cannot be removed tonight is no failure of the night."""
+    if retention is None:
+        return {}
+    try:
+        pruned = prune(store, **vars(retention))
+    except (ValueError, OSError) as error:
+        watcher.note(f"NOT PRUNED: {error}")
+        return {"pruned": 0, "prune_error": " ".join(str(error).split())}
+    return {"pruned": len(pruned.removed) + len(pruned.leftovers)}
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -29,6 +29,7 @@ from index_builder.nightly_progress import NightProgress
 from index_builder.nightly_run import LAST, LOCK, write_json
 from index_builder.publish import Store
 from index_builder.quality import QualityError
+from index_builder.retention import Retention, parse_age
 from index_builder.retirement import RetirementRule
 from index_builder.sign_command import SignatureKey
 from index_builder.signature import read_keys
@@ -92,6 +93,18 @@ def nightly(
     keep_deleted: Annotated[
         float, typer.Option(help="Days that the delta keeps a deletion which the bundle holds.")
     ] = KEEP_DELETED_DAYS,
+    keep: Annotated[
+        int | None,
+        typer.Option(help="Then prune the store: keep so many built and published last; left out: all."),
+    ] = None,
+    younger_than: Annotated[str, typer.Option(help="With --keep: and all younger than this.")] = "14d",
+    protect: Annotated[
+        list[str] | None, typer.Option(help="With --keep: and this bundle; repeatable.")
+    ] = None,
+    catalogue: Annotated[
+        Path | None,
+        typer.Option(help="CSV or Parquet with item_id and features, by which new items can be defined."),
+    ] = None,
     index_kind: Annotated[str, typer.Option(help="As of `t2diff-index build`.")] = "auto",
     target_overlap: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Overlap with exact search that the index is tuned to.")
@@ -143,6 +156,8 @@ def nightly(
             until=_moment(until),
             retirement=RetirementRule(after_days=retire_after, below=retire_below),
             keeping=Keeping(keep_added, keep_deleted),
+            retention=_retention(keep, younger_than, protect or []),
+            catalogue=catalogue,
             index_kind=index_kind,
             target_overlap=target_overlap,
             from_scratch=from_scratch,
@@ -195,6 +210,15 @@ def _locks(store: Store, work: Path) -> list[Path]:
     """Of the work folder, and of a local store: other work folders may build for it."""
     own = [work / LOCK]
     return own if "://" in store.url else [*own, Path(store.url) / ".nightly.lock"]
+
+
+def _retention(keep: int | None, younger_than: str, protected: list[str]) -> Retention | None:
+    """None to prune nothing."""
+    if keep is None:
+        if protected:
+            raise ValueError("protect is only for pruning: give --keep as well")
+        return None
+    return Retention(keep, parse_age(younger_than), tuple(protected))
 
 
 def _positive(name: str, value: float) -> float:

@@ -21,6 +21,7 @@ from typing import Any
 
 from index_builder.bundle_files import BUNDLE_ID, fsync
 from model.checkpoint import recover_folder
+from model.run_state import holds_state
 
 LOCK = "lock"
 LAST = "last.json"
@@ -43,10 +44,18 @@ class Run:
         for other in work.glob("run-*"):
             if other != self.folder:
                 shutil.rmtree(other)
-        self.resumed = (self.folder / _RECORD).exists()
+        self.resumed = self._is_sound()
         if not self.resumed:
+            shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
             self.record("key", key)
+
+    def _is_sound(self) -> bool:
+        """Whether there is a record that can be read: a disk that filled up or failed may leave another."""
+        try:
+            return isinstance(json.loads((self.folder / _RECORD).read_text()), dict)
+        except (OSError, ValueError):
+            return False
 
     @property
     def training(self) -> Path:
@@ -56,9 +65,9 @@ class Run:
             for name in ("state", "checkpoint"):
                 recover_folder(folder / name)
             for leftover in folder.glob(".*"):
-                shutil.rmtree(leftover)
-            if not (folder / "state").exists():
-                shutil.rmtree(folder)  # it had not saved anything yet
+                shutil.rmtree(leftover, ignore_errors=True)
+            if not holds_state(folder):
+                shutil.rmtree(folder)  # it had not saved anything yet, or the disk lost it
         return folder
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 from index_builder.bundle_files import (
@@ -40,6 +41,10 @@ class BundleSummary:
     published: int | None
     manifest: dict[str, Any]
     damage: str | None = None
+
+
+class SupersededError(OSError):
+    """The store changed while a bundle was built for it: building again helps."""
 
 
 class Store:
@@ -91,12 +96,16 @@ class Store:
         with self._storage.lock():
             self._storage.replace(f"{bundle_id}/{SIGNATURE}", sign(manifest, self.keys[0]))
 
-    def publish(self, bundle_id: str) -> None:
-        """Verify a bundle, then serve it. Publishing the served one again changes nothing."""
+    def publish(self, bundle_id: str, *, instead_of: str | EllipsisType | None = ...) -> None:
+        """Verify a bundle, then serve it. Publishing the served one again changes nothing.
+
+        instead_of: the bundle that it was judged against, None: the first; left out: whichever is served.
+        Raises SupersededError when another is served by now.
+        """
         self.check(bundle_id)
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
-                self._publish(bundle_id)
+                self._publish(bundle_id, instead_of)
                 return
             except ConflictError:
                 if attempt == _MAX_ATTEMPTS:
@@ -172,7 +181,7 @@ class Store:
         with self._storage.local_copy(bundle_id) as folder:
             return check_bundle(folder, keys=keys)
 
-    def _publish(self, bundle_id: str) -> None:
+    def _publish(self, bundle_id: str, instead_of: str | EllipsisType | None) -> None:
         with self._storage.lock():
             try:
                 history = read_pointer(self._storage)
@@ -180,6 +189,12 @@ class Store:
                 history = []  # damaged: this publication writes it anew
             if bundle_id not in self._storage.folder_names():
                 raise StoreError(f"bundle {bundle_id!r} was removed from store {self.url} meanwhile")
+            served = history[0] if history else None
+            if instead_of is not ... and served not in (instead_of, bundle_id):
+                raise SupersededError(
+                    f"store {self.url} serves {served or 'nothing'} by now, no longer "
+                    f"{instead_of or 'nothing'}: another builder or a person changed it; run the job again"
+                )
             if history[:1] != [bundle_id]:
                 write_pointer(self._storage, [bundle_id, *history])
 

@@ -21,6 +21,19 @@ _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
 
 @dataclass(frozen=True)
+class Retention:
+    """As of `prune`. Raises ValueError for a number that keeps nothing."""
+
+    keep: int
+    younger_than: timedelta = timedelta(days=14)
+    protected: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep must be at least 1, got {self.keep}")
+
+
+@dataclass(frozen=True)
 class Pruned:
     """What was removed, or would be.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import recover_folder, write_folder
@@ -56,6 +57,16 @@ def saved_state(out: Path, description: dict[str, Any], *, resume: bool) -> dict
             "give the same ones, or another --out"
         )
     return dict(saved["state"])
+
+
+def holds_state(out: Path) -> bool:
+    """Whether `out` holds a state that can be gone on with: what a failed disk cut short cannot."""
+    try:
+        json.loads((out / "state" / "run.json").read_text())["state"]
+        with safe_open(out / "state" / "state.safetensors", framework="pt"):
+            return True
+    except (OSError, ValueError, LookupError, SafetensorError):
+        return False
 
 
 def save_state(

@@ -34,14 +34,17 @@ def _run(settings: ServiceSettings) -> None:
     from service.server import StartError, serve
 
     stop_logging = start_logging(settings.log_level)
+    failure: Exception | None = None
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             reread = None if settings.config is None else partial(load_settings, sys.argv[1:])
             runner.run(serve(settings, announce=_announce, reread=reread))
     except (StartError, EmbeddedRedisError, ValueError) as error:
-        _fail(error)
+        failure = error
     finally:
         stop_logging()
+    if failure is not None:
+        _fail(failure)  # the last line, after what was logged
 
 
 def _announce(text: str) -> None:

@@ -19,18 +19,19 @@ def s3_server() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def connect(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def connect(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """connect(endpoint): from now on `s3://` means that endpoint, here and in processes started from here."""
     import s3fs
 
     def use(endpoint: str) -> None:
         for name, value in s3_server.environment(endpoint).items():
             monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()  # clients keep the endpoint that they were made with
+        if endpoint != s3_server.endpoint_in_use:  # which clients keep that were made with it
+            s3fs.S3FileSystem.clear_instance_cache()
+            s3_server.endpoint_in_use = endpoint
 
     use(s3_server.url)
-    yield use
-    s3fs.S3FileSystem.clear_instance_cache()
+    return use
 
 
 @pytest.fixture

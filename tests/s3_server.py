@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-_PIECE = 16_384
+_PIECE = 131_072
 
 
 class S3Server:
@@ -33,6 +33,7 @@ class S3Server:
         else:
             raise AssertionError("the S3 server did not start")
         self.url = f"http://127.0.0.1:{self.port}"
+        self.endpoint_in_use = ""  # of this process's clients
         threading.Thread(target=self._process.stderr.read, daemon=True).start()  # a full pipe would stop it
 
     def environment(self, endpoint: str) -> dict[str, str]:

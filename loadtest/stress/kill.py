@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from loadtest.stress.outcome import Options, check
 
 NAME = "kill"
 
-_MOMENTS, _MOMENTS_SHORT = 200, 2
-_EVERY, _EVERY_SHORT = 1, 101
+_MOMENTS, _MOMENTS_SHORT = 200, 3
+_EVERY, _EVERY_SHORT = 1, 71
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -33,7 +34,10 @@ def run(options: Options) -> dict[str, Any]:
 
 def kill_figures(moments: int, every: int, options: Options) -> dict[str, Any]:
     """moments: kills at random ones   every: 1 kills before each file operation, 2 before each second one"""
-    lines = [*_kills("moments", moments, options), *_kills("operations", every, options)]
+    with ThreadPoolExecutor(2) as both:  # a process of one thread each
+        kinds = {"moments": moments, "operations": every}
+        asked = [both.submit(_kills, kind, number, options) for kind, number in kinds.items()]
+        lines = [line for found in asked for line in found.result()]
     return summarise(lines, moments, every)
 
 

@@ -3,15 +3,18 @@
 usage: python -m loadtest.stress.killed_nights FOLDER moments COUNT | operations EVERY
 
 It imports everything once and forks a child a night, so that a kill falls into the night and not into its
-imports. `moments` kills the whole command `t2diff-index nightly` at random moments, up to BATCH times in one
-store and work folder, half of them a store's first night, and then lets it end. `operations` kills the second
-night before its 1st, (1 + EVERY)-th, … file operation, each time from the same start, and lets the next run
-end; that night asks every gate but that of the fresh process.
+imports; the gates' fresh process is a fork too, of a server that has no part in the night. `moments` kills
+the whole command `t2diff-index nightly` at random moments, up to BATCH times in one store and work folder,
+half of them a store's first night, and then lets it end. `operations` kills the second night before its 1st,
+(1 + EVERY)-th, … file operation, each time from the same start, and lets the next run end; that night asks
+every gate but that of the fresh process.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
+import importlib
 import json
 import os
 import random
@@ -20,11 +23,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils.tensorboard
 
 from index_builder import ann, nightly_command
 from index_builder.bundle import load_bundle
@@ -34,6 +37,7 @@ from index_builder.gates import run_gates
 from index_builder.nightly import NightSettings, run_night
 from index_builder.publish import Store
 from index_builder.quality import Check
+from loadtest.stress.forked import ForkServer
 from loadtest.stress.kill_point import kill_before
 from model.data.reader import read_interactions
 from model.data.synthetic import generate_drift_log
@@ -62,11 +66,20 @@ def main(arguments: list[str]) -> None:
     before = folder / "before"
     before.mkdir()
     log = folder / "log.csv"
-    _require(in_child(lambda: _command(before, log, until=now - _DAY_S)) == 0, "the first night did not end")
+    server = ForkServer(["index_builder.load_check"])
+    sys.executable = server.python
+    imported = folder / "imported"
+    _require(
+        in_child(lambda: _command(before, log, until=now - _DAY_S, imported=imported)) == 0,
+        "the first night did not end",
+    )
+    _import_all(imported)
+    gc.freeze()  # a collection in a fork would write to, and so copy, every page
     if kind == "moments":
         _at_moments(folder, log, before, number, now)
     else:
         _at_operations(folder, log, before, number)
+    server.stop()
 
 
 def _at_moments(folder: Path, log: Path, before: Path, count: int, now: int) -> None:
@@ -84,16 +97,15 @@ def _at_moments(folder: Path, log: Path, before: Path, count: int, now: int) -> 
         else:
             shutil.copytree(before, trial)
         batch += 1
-        first = served(trial)
+        first = left = served(trial)
         for _ in range(min(BATCH, count - kills)):
             after_s = choice.uniform(0, night_s)
             status = in_child(lambda: _command(trial, log, until=now), kill_after_s=after_s)
             if not os.WIFSIGNALED(status):
                 break  # it had ended before: no kill
             kills += 1
-            _tell({"kill": f"after {after_s:.2f} s", **_left(trial)})
-        status = in_child(lambda: _command(trial, log, until=now))
-        _tell({"next_run": status, "finished": status == 0 and _left(trial)["served"] not in (None, first)})
+            left = _tell_left(trial, f"after {after_s:.2f} s")
+        _finish(trial, lambda: _command(trial, log, until=now), first, left)
     _tell({"night_s": round(night_s, 2)})
 
 
@@ -119,27 +131,49 @@ def _at_operations(folder: Path, log: Path, before: Path, every: int) -> None:
         shutil.rmtree(trial)
         shutil.copytree(before, trial)
         status = in_child(lambda number=number: killed(number))  # type: ignore[misc]
+        left = first
         if os.WIFSIGNALED(status):
-            _tell({"kill": f"before operation {number}", **_left(trial)})
-        status = in_child(lambda: _night(trial, log))
-        _tell({"next_run": status, "finished": status == 0 and _left(trial)["served"] not in (None, first)})
+            left = _tell_left(trial, f"before operation {number}")
+        _finish(trial, lambda: _night(trial, log), first, left)
     _tell({"operations": operations})
+
+
+def _finish(trial: Path, night: Callable[[], None], first: str | None, left: str | None) -> None:
+    """Let the next run end: a new bundle is served then, and no third one where a kill left it served.
+
+    first: what was served before the kills   left: after the last of them
+    """
+    status = in_child(night)
+    ended = _left(trial)["served"]
+    finished = status == 0 and ended not in (None, first) and left in (first, ended)
+    _tell({"next_run": status, "finished": finished})
 
 
 # --- a night, and what it leaves -----------------------------------------------------------------
 
 
-def _command(folder: Path, log: Path, *, until: int) -> None:
-    """The nightly job as a scheduler runs it; ends by SystemExit."""
+def _command(folder: Path, log: Path, *, until: int, imported: Path | None = None) -> None:
+    """The nightly job as a scheduler runs it; ends by SystemExit.   imported: gets what it had imported"""
     training = ["--epochs", "2", "--later-epochs", "2", "--save-every", "5", "--history", "400"]
     settings = [text for name, value in MODEL.items() for text in ("--set", f"{name}={value}")]
     limits = [text for name, value in LIMITS.items() for text in ("--limit", f"{name}={value}")]
-    nightly_command.command(
-        [
-            *("--logs", str(log), "--store", str(folder / "store"), "--work", str(folder / "work")),
-            *("--until", str(until), "--device", "cpu", *training, *settings, *limits),
-        ]
-    )
+    try:
+        nightly_command.command(
+            [
+                *("--logs", str(log), "--store", str(folder / "store"), "--work", str(folder / "work")),
+                *("--until", str(until), "--device", "cpu", *training, *settings, *limits),
+            ]
+        )
+    finally:
+        if imported is not None:
+            imported.write_text("\n".join(sys.modules))
+
+
+def _import_all(names: Path) -> None:
+    """What a night imports on its way: a second each, in every one of hundreds of forks."""
+    for name in names.read_text().splitlines():
+        with suppress(Exception):  # parts of packages that exist only once made
+            importlib.import_module(name)
 
 
 def _night(folder: Path, log: Path) -> None:
@@ -182,6 +216,14 @@ def served(folder: Path) -> str | None:
     for bundle_id in store.bundle_ids() if current is not None else []:
         store.check(bundle_id)
     return current
+
+
+def _tell_left(folder: Path, kill: str) -> str | None:
+    """Tell what a kill left; returns what is served."""
+    left = _left(folder)
+    _tell({"kill": kill, **left})
+    served_now: str | None = left["served"]
+    return served_now
 
 
 def _left(folder: Path) -> dict[str, Any]:

@@ -66,9 +66,10 @@ class Plan:
 SHORT = Plan(
     num_swaps=10,
     swaps_per_stretch=10,
-    interval_s=0.5,
-    quiet_s=2.0,
+    interval_s=0.3,
+    quiet_s=1.0,
     rate=50,
+    warmup_s=0.5,
     num_items=300,
     dim=16,
     num_users=20,

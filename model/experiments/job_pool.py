@@ -20,6 +20,8 @@ Report = Callable[[float, str], None]
 """report(share done in 0..1, a few words)"""
 
 _SECONDS_BETWEEN_REPORTS = 0.5
+_IMPORTED_ONCE = ("torch.utils.tensorboard", "torch._dynamo")
+"""By the program that jobs are forked from: what training would import, a second each, in every job."""
 
 
 class JobError(RuntimeError):
@@ -41,7 +43,7 @@ def run_jobs(
     -> name -> traceback of each failed job
     """
     context = multiprocessing.get_context("forkserver")  # a plain fork would copy half of torch's threads
-    context.set_forkserver_preload(["__main__", work.__module__, "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["__main__", work.__module__, *_IMPORTED_ONCE])
     waiting = list(jobs.items())
     running: dict[Connection, tuple[str, Any]] = {}
     failed: dict[str, str] = {}

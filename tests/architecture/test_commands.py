@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
@@ -16,15 +18,11 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scrip
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_command_runs_as_a_module(script: str) -> None:
     module = SCRIPTS[script].removesuffix(":main")
-    helped = _run(module, "--help")
+    command = [sys.executable, "-m", module, "--help"]
+    helped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert helped.returncode == 0, helped.stderr
     assert "usage" in helped.stdout.lower()
-    refused = _run(module, "--no-such-option")
+    refused = forked.run([sys.executable, "-m", module, "--no-such-option"], timeout=120)
     assert refused.returncode == 2
     assert "no-such-option" in refused.stderr
     assert "Traceback" not in refused.stderr
-
-
-def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def _files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def _imports(path: Path) -> set[str]:
+@functools.cache
+def _imports(path: Path) -> frozenset[str]:
     """Every module that a file imports, wherever in the file the import stands."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -69,7 +71,7 @@ def _imports(path: Path) -> set[str]:
             assert node.module is not None
             names.add(node.module)
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def _top(name: str) -> str:

@@ -16,41 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-import torch
 
-from index_builder.build import build_bundle
 from index_builder.publish import Store
-from model.batch import Sequence
-from model.checkpoint import Checkpoint
-from model.registry import build_model
+from loadtest.stress.forked import ForkedProcess
 from service.embedded_redis import find_redis_server
+from tests import forked
+from tests.untrained import TINY, build_untrained
 
-NUM_ITEMS = 60
-TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
 SLOW = {"embedding_dim": 64, "max_length": 50, "num_steps": 50}
-
-
-def build_untrained(store: Store, seed: int, config: dict[str, Any], num_items: int = NUM_ITEMS) -> str:
-    """Build an untrained bundle over items i1..i60, or more, and return its id; nothing is published."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    choice = np.random.default_rng(seed)
-    times = np.sort(choice.integers(1_600_000_000, 1_700_000_000, 5))
-    canary = [Sequence(choice.integers(1, num_items + 1, 5), times, 1_700_000_100) for _ in range(3)]
-    checkpoint = Checkpoint(
-        model=build_model("t2diff", config, num_items).eval(),
-        model_name="t2diff",
-        model_config=config,
-        item_ids=[f"i{number}" for number in range(1, num_items + 1)],
-        popular=np.arange(20, 0, -1, dtype=np.int32),
-        canary=canary,
-        metrics={},
-        dataset_id="untrained",
-        seed=seed,
-    )
-    return build_bundle(checkpoint, store)
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +52,7 @@ def slow_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Served:
     """A running `t2diff-serve`."""
 
-    def __init__(self, process: subprocess.Popen[str], greeting: str, log: Path) -> None:
+    def __init__(self, process: ForkedProcess, greeting: str, log: Path) -> None:
         self.process = process
         self.greeting = greeting
         self.log_path = log
@@ -116,7 +90,7 @@ Serve = Callable[..., Served]
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """`serve(bundles, setting=value, …)`: start a service and wait until it says that it is ready."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[ForkedProcess] = []
 
     def start(bundles: Path, **settings: Any) -> Served:
         folder = tmp_path_factory.mktemp("serve")
@@ -135,12 +109,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))
         ]
         with log.open("w") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "--bundles", str(bundles), *flags],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
+            command = [sys.executable, "-m", "service.cli", "--bundles", bundles, *flags]
+            process = forked.start(command, stdout=subprocess.PIPE, stderr=errors)
         started.append(process)
         greeting = []
         assert process.stdout is not None
@@ -155,6 +125,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGCONT)
             process.terminate()
+    for process in started:
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from index_builder.publish import Store
+from tests import forked
 
 TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
 SEQUENCE = [{"item_id": f"i{n}", "timestamp": 1_600_000_000 + n} for n in range(1, 11)]
@@ -142,7 +142,7 @@ def test_a_service_with_a_wrong_experiment_does_not_start(
     config = settings_file(tmp_path, {"name": "a", "share": 90}, {"name": "b", **arm})
     given = ["--port=0", "--admin-port=0", f"--state-dir={tmp_path / 'state'}", f"--config={config}"]
     command = [sys.executable, "-m", "service.cli", "--bundles", str(folder), *given]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = forked.run(command, timeout=60)
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
     named = r"t2diff-serve: experiment \(--experiment, T2DIFF_EXPERIMENT\): "

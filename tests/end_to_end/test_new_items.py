@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from index_builder.delta import DeltaFile, NewItem
 from index_builder.publish import Store
+from tests import forked
 
 TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
 HISTORY = [{"item_id": f"i{n}", "timestamp": 1_600_000_000 + n} for n in range(1, 6)]
@@ -39,8 +39,8 @@ def t2diff_index(*arguments: object) -> str:
 
 
 def run_t2diff_index(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from index_builder.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [forked.python(), "-c", "from index_builder.cli import main; main()", *arguments]
+    return forked.run(command, timeout=120)
 
 
 def ids(answer: dict[str, Any]) -> list[str]:

@@ -9,8 +9,9 @@ import fsspec
 import httpx
 
 from index_builder.publish import Store
-from tests.end_to_end.conftest import TINY, Serve, Served
+from tests.end_to_end.conftest import Serve, Served
 from tests.s3_server import Connection
+from tests.untrained import TINY
 
 
 def bundle_of(service: Served) -> str:

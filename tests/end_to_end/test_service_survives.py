@@ -9,7 +9,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import httpx
 import pytest
 
 from index_builder.publish import Store
+from tests import forked
 
 TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
 SEQUENCE = [{"item_id": f"i{n}", "timestamp": 1_600_000_000 + n} for n in range(1, 11)]
@@ -263,7 +263,7 @@ def test_a_start_that_cannot_work_ends_with_one_line_and_exit_code_2(
     given = ["--port=0", "--admin-port=0", f"--state-dir={tmp_path / 'state'}"]
     given += [argument.format(**names) for argument in arguments]
     command = [sys.executable, "-m", "service.cli", *given]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = forked.run(command, timeout=60)
     assert ended.returncode == 2
     assert ended.stdout == ""
     last = ended.stderr.splitlines()[-1]
@@ -273,7 +273,7 @@ def test_a_start_that_cannot_work_ends_with_one_line_and_exit_code_2(
 
 def test_help_names_every_setting() -> None:
     command = [sys.executable, "-m", "service.cli", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    shown = forked.run(command, timeout=60)
     assert shown.returncode == 0
     for flag in ("--bundles", "--port", "--redis-url", "--max-batch", "--on-deadline"):
         assert flag in shown.stdout

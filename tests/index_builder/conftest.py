@@ -15,11 +15,8 @@ import torch
 from index_builder import ann
 from index_builder.build import build_bundle
 from index_builder.publish import Store
-from model.batch import Sequence
 from model.checkpoint import Checkpoint, save_checkpoint
-from model.registry import build_model
-
-NUM_ITEMS = 60
+from tests.untrained import NUM_ITEMS, TINY, untrained_checkpoint
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,25 +30,14 @@ def make_checkpoint() -> Callable[..., Checkpoint]:
     """make_checkpoint(seed=…, num_items=…, **settings): an untrained T2Diff with all it needs."""
 
     def make(seed: int = 0, num_items: int = NUM_ITEMS, **settings: Any) -> Checkpoint:
-        torch.manual_seed(seed)
-        config = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3, **settings}
-        model = build_model("t2diff", config, num_items).eval()
-        rng = np.random.default_rng(seed)
-        canary = []
-        for length in (1, 4, 9):
-            items = rng.integers(1, num_items + 1, size=length)
-            times = 1_700_000_000 + np.cumsum(rng.integers(0, 5_000, size=length))
-            canary.append(Sequence(items, times, int(times[-1]) + 60))
-        return Checkpoint(
-            model=model,
-            model_name="t2diff",
-            model_config=config,
+        return untrained_checkpoint(
+            seed,
+            {**TINY, **settings},
+            num_items,
             item_ids=[f"film-{number}-é" for number in range(num_items)],
-            popular=rng.permutation(num_items)[:20].astype(np.int32) + 1,
-            canary=canary,
+            popular=np.random.default_rng(seed).permutation(num_items)[:20].astype(np.int32) + 1,
             metrics={"validation/recall_at_20": 0.3125, "test/recall_at_20": 0.25},
             dataset_id="0" * 64,
-            seed=seed,
         )
 
     return make

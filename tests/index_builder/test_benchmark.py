@@ -14,6 +14,7 @@ from index_builder.benchmark import Corpus, Measurement, measure_corpus
 from index_builder.benchmark_corpora import bundle_corpus, parse_kinds, parse_sizes, size_label
 from index_builder.benchmark_report import best_of, figures, table
 from index_builder.clustered_embeddings import generate_embeddings
+from tests import forked
 
 
 def measurement(kind: str, overlap: float, over_flat: float) -> Measurement:
@@ -52,10 +53,18 @@ def test_the_best_is_the_fastest_that_finds_enough():
     assert "| **hnsw** |" in table(measured)
 
 
-def test_a_corpus_is_measured_with_users_that_it_was_not_tuned_on():
+def quickly_timed(monkeypatch) -> None:
+    """Few rounds, and memory of forks: for what says nothing of times and memory."""
+    monkeypatch.setattr("index_builder.benchmark._ROUNDS", 2)
+    monkeypatch.setattr("index_builder.benchmark._MAX_SECONDS_PER_ROUND", 0.05)
+    monkeypatch.setattr(sys, "executable", forked.python())
+
+
+def test_a_corpus_is_measured_with_users_that_it_was_not_tuned_on(monkeypatch):
     items, users = generate_embeddings(3_000, 16, num_users=64)
     told: list[str] = []
     corpus = Corpus("3k", items, users)
+    quickly_timed(monkeypatch)
     measured = measure_corpus(
         corpus, kinds=["ivf_flat", "flat"], top_k=10, target_overlap=0.95, report=told.append
     )
@@ -69,11 +78,12 @@ def test_a_corpus_is_measured_with_users_that_it_was_not_tuned_on():
 
 
 def test_memory_is_that_of_what_is_searched(monkeypatch):
-    items, users = generate_embeddings(200_000, 64, num_users=8)
+    items, users = generate_embeddings(100_000, 64, num_users=8)
     monkeypatch.setattr("index_builder.benchmark._ROUNDS", 1)
-    flat = measure_corpus(Corpus("200k", items, users), kinds=["flat"], top_k=10, target_overlap=0.9)[0]
+    monkeypatch.setattr("index_builder.benchmark._MAX_SECONDS_PER_ROUND", 0.05)
+    corpus = Corpus("100k", items, users)
+    flat, half = measure_corpus(corpus, kinds=["flat_fp16"], top_k=10, target_overlap=0.9)
     assert flat.rss_gib * 2**30 == pytest.approx(items.nbytes, rel=0.4)
-    half = measure_corpus(Corpus("200k", items, users), kinds=["flat_fp16"], top_k=10, target_overlap=0.9)[1]
     assert half.rss_gib < 0.75 * flat.rss_gib
 
 
@@ -104,6 +114,7 @@ def test_sizes_and_kinds_are_checked():
 def test_the_command_prints_a_table_and_writes_figures_and_a_report(monkeypatch, capsys, tmp_path):
     arguments = ["--items", "500,2000", "--dim", "8", "--top-k", "10", "--kinds", "ivf_flat", "--users", "20"]
     files = ["--json", str(tmp_path / "figures.json"), "--out", str(tmp_path / "results")]
+    quickly_timed(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["t2diff-index", "bench", *arguments, *files])
     with pytest.raises(SystemExit) as exit_info:
         cli.main()

@@ -11,8 +11,8 @@ from index_builder.build_benchmark import BuildCost, Stage, measure_builds
 from index_builder.build_report import render
 from model.registry import build_model
 
-DIM = 256
-SIZES = (100_000, 300_000)  # both above the rows of a block
+DIM = 128
+SIZES = (70_000, 210_000)  # both above the rows of a block
 
 
 def test_anonymous_memory_of_a_build_grows_by_far_less_than_the_embeddings(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from index_builder import ann, cli
 from index_builder.bundle_files import INDEX
 from index_builder.publish import Store
+from tests import forked
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_a_device_that_is_missing_is_said_and_the_cpu_used(index, checkpoint_pat
 def test_a_real_build_killed_while_writing_leaves_a_complete_bundle_served(build, checkpoint_path):
     store, first = build()
     program = [sys.executable, "-c", "from index_builder.cli import main; main()"]
-    process = subprocess.Popen(
+    process = forked.start(
         [*program, "build", checkpoint_path, "--out", store, "--threads", "1"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

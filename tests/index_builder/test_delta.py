@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from index_builder import delta as delta_module
 from index_builder.delta import DELTA, Delta, DeltaError, DeltaFile, NewItem, decode_delta, encode_delta
 from index_builder.storage import open_storage
+from tests import forked
 
 WRITER = Path(__file__).parent / "delta_writing_process.py"
 
@@ -101,8 +102,9 @@ def test_folding_keeps_what_a_rollback_may_need_and_deletions_of_what_a_bundle_h
     ],
 )
 def test_a_wrong_definition_is_refused_and_nothing_is_written(
-    file: DeltaFile, bad: NewItem, message: str
+    bad: NewItem, message: str, tmp_path: Path
 ) -> None:
+    file = DeltaFile(tmp_path)
     with pytest.raises(DeltaError, match=message):
         file.add([item("fine"), bad])
     assert file.read_bytes() is None
@@ -181,14 +183,13 @@ def test_a_wrong_schema_under_a_right_checksum_is_refused(content: str) -> None:
 def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     writers = [
-        subprocess.Popen([sys.executable, WRITER, tmp_path / "store", "add", str(writer), "25"])
-        for writer in range(4)
+        forked.start([sys.executable, WRITER, tmp_path / "store", "add", writer, 10]) for writer in range(4)
     ]
     assert [writer.wait(120) for writer in writers] == [0] * 4
     delta = DeltaFile(tmp_path / "store").read()
-    assert delta.items.keys() == {f"n-{writer}-{n}" for writer in range(4) for n in range(25)}
-    assert delta.deleted.keys() == {f"d-{writer}-{n}" for writer in range(4) for n in range(25)}
-    assert delta.revision == 200
+    assert delta.items.keys() == {f"n-{writer}-{n}" for writer in range(4) for n in range(10)}
+    assert delta.deleted.keys() == {f"d-{writer}-{n}" for writer in range(4) for n in range(10)}
+    assert delta.revision == 80
 
 
 def test_a_kill_at_any_file_operation_leaves_the_old_delta_or_the_new(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_a_kill_at_any_file_operation_leaves_the_old_delta_or_the_new(tmp_path: 
         store = tmp_path / str(number)
         store.mkdir()
         DeltaFile(store).add([item("before")])
-        ended = subprocess.run([sys.executable, WRITER, store, "kill", str(number)], timeout=60, check=False)
+        ended = forked.run([sys.executable, WRITER, store, "kill", number], timeout=60)
         held = DeltaFile(store).read().items.keys()
         outcomes.append(held == {"before", "killed"})
         assert outcomes[-1] or held == {"before"}
@@ -214,9 +215,7 @@ def test_a_kill_at_any_file_operation_leaves_the_old_delta_or_the_new(tmp_path: 
 
 def test_a_killed_writer_does_not_hold_the_lock(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, WRITER, tmp_path / "store", "hold"], stdout=subprocess.PIPE, text=True
-    )
+    process = forked.start([sys.executable, WRITER, tmp_path / "store", "hold"], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     os.kill(process.pid, signal.SIGKILL)

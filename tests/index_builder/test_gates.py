@@ -28,6 +28,7 @@ from index_builder.gates import gate_bundle, refused, run_gates, seal_with_check
 from index_builder.newest_day_answers import Answers
 from index_builder.publish import Store
 from index_builder.quality import Check
+from tests import forked
 
 LIMITS = GateLimits()
 
@@ -325,6 +326,7 @@ def check(monkeypatch, capsys):
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["t2diff-index", "check", *map(str, arguments)])
+        monkeypatch.setattr("sys.executable", forked.python())
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_info:
             cli.main()

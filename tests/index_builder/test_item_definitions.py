@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from index_builder.item_features import read_catalogue
 from index_builder.publish import Store
 from index_builder.similar_items import count_similar, find_new_items
 from model.data.interactions import Interactions
+from tests import forked
 
 
 def written(path: Path, text: str) -> Path:
@@ -132,15 +135,12 @@ def test_a_bundle_built_with_a_catalogue_places_items_by_features(checkpoint, tm
 
 
 def test_the_commands_add_from_logs_list_and_refuse_in_one_line(built_bundles, fill, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     store, (bundle_id, *_) = fill(str(tmp_path / "store"), built_bundles[:1])
     store.publish(bundle_id)
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from index_builder.cli import main; main()", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        command = [sys.executable, "-c", "from index_builder.cli import main; main()", *arguments]
+        return forked.run(command, timeout=120)
 
     rows = [f"u{u},{item},{100 * u + t}" for u in range(5) for t, item in enumerate(("film-3-é", "fresh"))]
     log = written(tmp_path / "log.csv", "user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")

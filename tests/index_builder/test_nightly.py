@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +16,16 @@ import pytest
 import torch
 
 from index_builder import nightly
+from index_builder.builder_lock import LockHeldError, builder_lock
 from index_builder.bundle import Bundle, load_bundle
 from index_builder.candidates import recall_sequences
 from index_builder.delta import Delta, DeltaError, DeltaFile, NewItem, encode_delta
 from index_builder.fold_in import Keeping
 from index_builder.gate_limits import GateLimits
-from index_builder.publish import Store
+from index_builder.nightly import run_night
+from index_builder.publish import Store, SupersededError
 from index_builder.quality import QualityError
+from index_builder.retention import Retention
 from index_builder.retirement import RetirementRule
 from model.data.interactions import DataError
 from model.noise import request_key
@@ -29,7 +36,9 @@ from tests.index_builder.small_night import (
     NOW,
     SETTINGS,
     Silent,
+    gates_in_this_process,
     night,
+    read,
     write_log,
     write_rows,
 )
@@ -394,6 +403,153 @@ def test_a_damaged_delta_ends_the_night_before_it_trains_and_says_how_to_mend_it
     assert Store(folder / "store").current() == first["bundle"]
     path.write_bytes(sound)
     assert night(LATER, folder)["outcome"] == "published"
+
+
+# --- what a killed builder, a failing disk or another builder left ---------------------------------
+
+
+STATE = Path("training") / "state" / "state.safetensors"
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: cut_short(run / STATE),
+        lambda run: (run / STATE).unlink(),
+        lambda run: (run / "training" / "state" / "run.json").write_text("{"),
+        lambda run: shutil.rmtree(run / "training" / "state"),
+        lambda run: (run / "run.json").write_text(""),
+        lambda run: (run / "run.json").unlink(),
+        lambda run: (run / "training" / ".state-0123").mkdir(),
+    ],
+    ids=["state cut", "no weights", "no state record", "no state", "empty record", "no record", "leftover"],
+)
+def test_a_training_folder_left_half_written_is_no_obstacle(folder, damage):
+    with pytest.raises(KeyboardInterrupt):
+        night(LATER, folder, watcher=Stopping())
+    (run,) = (folder / "work").iterdir()
+    damage(run)
+    assert night(LATER, folder)["outcome"] == "published"
+
+
+class Stopping(Silent):
+    """Ends the night in its seventh update, after a state was saved."""
+
+    def trained(self, progress) -> None:
+        if progress.update == 7:
+            raise KeyboardInterrupt
+
+
+def test_a_trained_model_that_the_disk_damaged_is_trained_anew_by_the_next_run(folder, monkeypatch):
+    monkeypatch.setattr(nightly, "choose_served", damaging(folder / "work"))
+    with pytest.raises(OSError, match="run the job again to train anew"):
+        night(LATER, folder)
+    monkeypatch.undo()
+    watcher = Silent()
+    assert night(LATER, folder, watcher=watcher)["outcome"] == "published"
+    assert watcher.trained_epochs == 2
+
+
+def damaging(work: Path):
+    choose = nightly.choose_served
+
+    def damage(*arguments, **named):
+        (weights,) = work.glob("run-*/training/checkpoint/model.safetensors")
+        cut_short(weights)
+        return choose(*arguments, **named)
+
+    return damage
+
+
+def test_the_lock_of_a_builder_that_is_gone_keeps_nobody_out(tmp_path):
+    path = tmp_path / "lock"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    path.write_text(json.dumps({"pid": gone.pid, "host": "here", "since": "2026-11-22T03:00:00Z"}))
+    held = pytest.raises(LockHeldError, match=f"process {os.getpid()} on ")
+    with builder_lock(path), held, builder_lock(path):
+        pass
+    path.write_text("half a li")
+    with builder_lock(path):
+        pass
+
+
+def test_a_night_judged_against_a_bundle_that_is_not_served_any_more_is_not_published(folder):
+    """As when two builders with work folders of their own build for one object store, or after a rollback."""
+    first, other = night(EARLIER, folder)["bundle"], night(LATER, folder)["bundle"]
+    Store(folder / "store").rollback()
+
+    def publishes_another(*asked, **how):
+        Store(folder / "store").publish(other)
+        return gates_in_this_process(*asked, **how)
+
+    write_log(folder / "log.csv", seed=2)
+    with pytest.raises(
+        SupersededError, match=f"serves {other} by now, no longer {first}: .* run the job again"
+    ):
+        run_night(
+            SETTINGS,
+            Store(folder / "store"),
+            folder / "work",
+            read=lambda: read(folder / "log.csv"),
+            watcher=Silent(),
+            gates=publishes_another,
+        )
+    assert Store(folder / "store").current() == other
+    again = night(SETTINGS, folder)
+    assert (again["outcome"], again["previous"]) == ("published", other)
+
+
+# --- what is kept, and what features say ------------------------------------------------------------
+
+
+def test_a_night_prunes_its_store_when_asked_to(folder):
+    nights = [dataclasses.replace(SETTINGS, until=NOW - days * DAY) for days in (3, 2, 1)]
+    first, _, third = (night(settings, folder)["bundle"] for settings in nights)
+    store = Store(folder / "store")
+    assert len(store.bundle_ids()) == 3
+    keeping = {"retention": Retention(1, timedelta(0), (first,))}
+    assert night(nights[2], folder, **keeping)["pruned"] == 0  # nothing new, and all are to be kept
+    fourth = night(SETTINGS, folder, retention=Retention(1, timedelta(0)))
+    assert (fourth["outcome"], fourth["pruned"]) == ("published", 2)
+    assert set(store.bundle_ids()) == {third, fourth["bundle"]}
+    assert store.rollback() == third
+    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+        Retention(0)
+
+
+def test_a_store_that_cannot_be_pruned_has_its_new_bundle_all_the_same(folder):
+    watcher = Silent()
+    ended = night(SETTINGS, folder, watcher=watcher, retention=Retention(1, timedelta(0), ("nowhere",)))
+    assert (ended["outcome"], ended["pruned"]) == ("published", 0)
+    assert "nowhere is to be kept, but store" in ended["prune_error"]
+    assert any(note.startswith("NOT PRUNED: nowhere") for note in watcher.notes)
+
+
+def test_a_catalogue_comes_into_the_bundle_and_another_is_another_night(folder):
+    catalogue = folder / "items.csv"
+
+    def write(kinds: int) -> None:
+        item_ids = read(folder / "log.csv").item_ids
+        lines = [f"{item_id},k{n % kinds}" for n, item_id in enumerate(item_ids)]
+        catalogue.write_text("item_id,kind\n" + "\n".join(lines) + "\n")
+
+    write(3)
+    assert set(served_after(folder, catalogue).features.tokens) == {"kind=k0", "kind=k1", "kind=k2"}
+    assert night(SETTINGS, folder, catalogue=catalogue)["outcome"] == "nothing_new"
+    write(2)
+    assert set(served_after(folder, catalogue).features.tokens) == {"kind=k0", "kind=k1"}
+    with pytest.raises(ValueError, match=r"no-items\.csv"):
+        night(SETTINGS, folder, catalogue=folder / "no-items.csv")
+
+
+def served_after(folder: Path, catalogue: Path) -> Bundle:
+    assert night(SETTINGS, folder, catalogue=catalogue)["outcome"] == "published"
+    return served(folder)
 
 
 def test_the_summary_is_json(folder):

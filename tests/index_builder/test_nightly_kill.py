@@ -1,9 +1,11 @@
-"""Kill -9 at any moment: the pointer names a complete bundle, and the next run finishes the work."""
+"""Kill -9 in every stage: the pointer names a complete bundle, and the next run goes on where it was.
+
+Kills before file operations and at random moments are in `tests/loadtest/test_stress_kill.py`.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,34 +17,28 @@ from index_builder.bundle import load_bundle
 from index_builder.canary import replay_canary
 from index_builder.cli import main
 from index_builder.publish import Store
+from loadtest.stress.forked import ForkedProcess
+from tests import forked
 from tests.index_builder.small_night import EARLIER, FLAGS, NOW, night, write_log
 
-NIGHTLY_PROCESS = Path(__file__).parent / "nightly_process.py"
 PROGRAM = "from index_builder.cli import main; main()"
 STAGES = ("epoch 1/2", "3/5 building", "5/5 publishing")
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-
-
 def job(folder: Path, *flags: str) -> list[str]:
     return [
-        *(sys.executable, "-c", PROGRAM, "nightly", "--logs", str(folder / "log.csv")),
+        *(forked.python(), "-c", PROGRAM, "nightly", "--logs", str(folder / "log.csv")),
         *("--store", str(folder / "store"), "--work", str(folder / "work"), *FLAGS, *flags),
     ]
 
 
-def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(job(folder, *flags), stdout=pipe, stderr=pipe, text=True, env=environment())
+def start(folder: Path, *flags: str) -> ForkedProcess:
+    return forked.start(job(folder, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finish(folder: Path, *flags: str, expected: int = 0) -> dict:
     """Run the job to its end; its summary is the last line on standard output."""
-    ended = subprocess.run(
-        job(folder, *flags), capture_output=True, text=True, env=environment(), timeout=120, check=False
-    )
+    ended = forked.run(job(folder, *flags), timeout=120)
     assert ended.returncode == expected, ended.stderr
     summary = json.loads(ended.stdout.splitlines()[-1])
     assert summary["exit_status"] == expected
@@ -88,27 +84,6 @@ def test_a_night_killed_in_its_stages_goes_on_where_it_was(folder):
     assert check_served(folder) == summary["bundle"] != first
 
 
-@pytest.mark.timeout(900)  # a dozen nights, on a machine that may be busy
-def test_a_kill_at_any_moment_leaves_a_complete_bundle_served_and_the_next_run_ends(folder, tmp_path):
-    """At every so many operations on store and work folder (the stress run takes each), then at random."""
-    process = subprocess.run(
-        [sys.executable, NIGHTLY_PROCESS, folder / "log.csv", tmp_path / "out", "131", "3", "4"],
-        capture_output=True,
-        text=True,
-        timeout=850,
-        env=environment(),
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    kills = [json.loads(line) for line in process.stdout.splitlines()]
-    assert len(kills) >= 8, kills
-    first = kills[0][1]
-    for point, after_kill, after_next, outcome in kills:
-        assert outcome == ("published" if after_kill == first else "nothing_new"), (point, outcome)
-        assert after_next != first
-        assert after_kill in (first, after_next)
-
-
 def test_a_second_builder_leaves_at_once_and_says_who_builds(run, folder):
     process = start(folder)
     try:
@@ -136,6 +111,7 @@ def run(capsys, monkeypatch, folder):
 
     def command(*flags: str) -> tuple[int, dict]:
         monkeypatch.setattr(sys, "argv", ["t2diff-index", *job(folder, *flags)[3:]])
+        monkeypatch.setattr(sys, "executable", forked.python())
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code, json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -170,6 +146,10 @@ def test_the_exit_status_says_what_a_scheduler_must_do(run, folder):
         (["--limit", "nonsense=1"], "there is no gate limit 'nonsense'"),
         (["--limits", "nowhere.toml"], "cannot read the limits in"),
         (["--keep-added", "-1"], "keep_added must be a number of days"),
+        (["--keep", "0"], "keep must be at least 1, got 0"),
+        (["--keep", "3", "--younger-than", "soon"], "an age is a number and d, h or m"),
+        (["--protect", "x"], "protect is only for pruning"),
+        (["--catalogue", "nowhere.csv"], "nowhere.csv"),
         (["--retire-after", "0"], "retire_after must be at least 1 day"),
         (["--store", "nonsense://x"], "cannot open store"),
         (["--timestamp-column", ""], "a nightly build needs times"),

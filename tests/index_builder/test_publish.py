@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ from index_builder.bundle_files import INDEX, BundleError
 from index_builder.canary import replay_canary
 from index_builder.publish import Store
 from index_builder.storage import StoreError
+from tests import forked
 
 PUBLISHING_PROCESS = Path(__file__).parent / "publishing_process.py"
 
@@ -189,13 +189,7 @@ def test_a_kill_at_any_file_operation_leaves_a_complete_bundle_served(fill, buil
     store.publish(old)
     out = tmp_path / "killed"
     out.mkdir()
-    process = subprocess.run(
-        [sys.executable, PUBLISHING_PROCESS, built_bundles[2], store.url, out],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    process = forked.run([sys.executable, PUBLISHING_PROCESS, built_bundles[2], store.url, out], timeout=120)
     assert process.returncode == 0, process.stderr
     num_points = int(process.stdout)
     assert num_points > 25

@@ -18,6 +18,7 @@ from index_builder.bundle_files import MANIFEST, BundleError
 from index_builder.publish import Store
 from index_builder.retention import built_at, choose_removable, parse_age, prune
 from index_builder.storage import StoreError, open_storage
+from tests import forked
 
 PRUNING_PROCESS = Path(__file__).parent / "pruning_process.py"
 PRUNE = """
@@ -28,6 +29,7 @@ from index_builder.retention import prune
 
 prune(Store(sys.argv[1]), keep=1, younger_than=timedelta(0))
 """
+NUM_KILLS = 12
 AT_ONCE = {"keep": 1, "younger_than": timedelta(0)}
 NOW = datetime(2026, 11, 22, 3, tzinfo=UTC)
 
@@ -179,13 +181,7 @@ def test_a_prune_killed_at_any_file_operation_lists_only_whole_bundles(fill, bui
     victim = sorted(ids)[2]
     out = tmp_path / "killed"
     out.mkdir()
-    process = subprocess.run(
-        [sys.executable, PRUNING_PROCESS, store.url, out],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    process = forked.run([sys.executable, PRUNING_PROCESS, store.url, out], timeout=120)
     assert process.returncode == 0, process.stderr
     num_points = int(process.stdout)
     assert num_points > 15
@@ -212,11 +208,11 @@ def test_a_prune_of_object_storage_killed_at_any_moment_lists_only_whole_bundles
 
     def run(kill_at: int | None) -> int:
         connection.reset()
-        process = subprocess.Popen([sys.executable, "-c", PRUNE, s3_url], stderr=subprocess.PIPE)
+        process = forked.start([sys.executable, "-c", PRUNE, s3_url], stderr=subprocess.PIPE)
         if kill_at is not None:
             connection.at_sent(kill_at, lambda: os.kill(process.pid, signal.SIGKILL))
         _, errors = process.communicate(timeout=120)
-        assert process.returncode == (0 if kill_at is None else -signal.SIGKILL), errors.decode()
+        assert process.returncode == (0 if kill_at is None else -signal.SIGKILL), errors
         num_bytes = connection.num_sent
         connection.reset()
         return num_bytes
@@ -224,12 +220,12 @@ def test_a_prune_of_object_storage_killed_at_any_moment_lists_only_whole_bundles
     num_bytes = run(None)
     assert victim not in store.bundle_ids()
     states = set()
-    for number in range(15):
+    for number in range(NUM_KILLS):
         for name in store.leftovers(0.0):
             store.remove_leftover(name)
         if victim not in store.bundle_ids():
             fill(s3_url, [bundle for bundle in built_bundles if bundle.name == victim])
-        run(1 + number * (num_bytes - 1) // 15)
+        run(1 + number * (num_bytes - 1) // NUM_KILLS)
         states.add((victim in store.bundle_ids(), victim in store.leftovers(0.0)))
         for bundle_id in store.bundle_ids():
             store.check(bundle_id)

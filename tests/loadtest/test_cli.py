@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
 
 from loadtest import cli
+from tests import forked
 
 
 @pytest.fixture
@@ -82,13 +82,8 @@ def test_a_file_without_a_key_is_named(server, tmp_path, command, content):
 def test_run_from_a_fresh_process_finds_the_knee(server, tmp_path):
     options = ["--find-knee", "--start-rate", "20", "--max-rate", "40", "--duration", "0.4", "--warmup", "0"]
     options += ["--p99-limit-ms", "60000", "--out", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "loadtest.cli", "run", "--url", server.url, *options],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = [sys.executable, "-m", "loadtest.cli", "run", "--url", server.url, *options]
+    done = forked.run(command, timeout=60)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.png").exists()
     assert "held" in done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import psutil
@@ -13,6 +12,7 @@ from loadtest.core_sharing import slowdown
 from loadtest.knee_bench import Measured, knee_figures
 from loadtest.probe import summarise
 from loadtest.served import CpuUsed
+from tests import forked
 
 RATE = 10.0
 
@@ -58,13 +58,8 @@ def test_the_command_measures_real_services_and_leaves_a_report(tmp_path):
     slow_is_fine = ["--p99-limit-ms", "60000", "--serve-options", "--redis-read-timeout-ms 5000"]
     files = ["--json", str(tmp_path / "f.json"), "--out", str(tmp_path / "out")]
     small = ["--items", "200", "--users", "5", "-k", "7", "--engines", "floor,eager", "--generator-cpus", "0"]
-    done = subprocess.run(
-        [sys.executable, "-m", "loadtest.cli", "knee", *short, *slow_is_fine, *files, *small],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    command = [sys.executable, "-m", "loadtest.cli", "knee", *short, *slow_is_fine, *files, *small]
+    done = forked.run(command, timeout=240)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["knee_rps_eager"] == 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from loadtest.stress.flip import damage_figures
 from loadtest.stress.outcome import Options, check, passed
 from loadtest.stress.run import run_one, stress_tests
 from loadtest.stress.swap import growth_share
+from tests import forked
 
 
 def test_a_module_with_a_name_is_a_stress_test() -> None:
@@ -48,7 +48,7 @@ def test_a_check_without_a_value_does_not_hold() -> None:
 
 def test_an_unknown_stress_test_is_named() -> None:
     command = [sys.executable, "-m", "loadtest.stress.run", "swpa"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = forked.run(command, timeout=120)
     assert ended.returncode == 2
     assert ended.stderr.startswith("stress: no test 'swpa'; there are ")
     assert "flip, " in ended.stderr

@@ -17,7 +17,7 @@ from loadtest.tower_table import tower_model, tower_table
 from model.engines.native_library import native_library
 from model.registry import build_model
 from model.t2diff import T2Diff
-from tests.service.conftest import build_tiny
+from tests.untrained import build_untrained
 
 TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 12, "session_length": 3, "unet_channels": (8, 8, 8)}
 
@@ -84,7 +84,7 @@ def test_at_least_one_round():
 
 def test_the_command_measures_a_bundle_and_writes_json(tmp_path, monkeypatch, capsys):
     store = Store(tmp_path / "bundles")
-    bundle = Path(store.url) / build_tiny(store, seed=0)
+    bundle = Path(store.url) / build_untrained(store, seed=0)
     file = tmp_path / "figures.json"
     options = ["--bundle", str(bundle), "--rounds", "1", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", ["t2diff-loadtest", "tower", *options])

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.model.conftest import TINY
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(Path(sys.executable).parent / "t2diff-model"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return forked.run([sys.executable, "-m", "model.cli", *arguments], timeout=120)
+
+
+def _run_installed(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).parent / "t2diff-model", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 SMALL = [part for name, value in TINY.items() for part in ("--set", f"{name}={json.dumps(value)}")]
@@ -92,7 +92,7 @@ def test_wrong_input_is_one_line_and_exit_code_2_and_writes_nothing(
 
 
 def test_parameters_and_schedules_are_reported(tmp_path: Path) -> None:
-    counted = _run("parameters")
+    counted = _run_installed("parameters")
     assert "192,558" in counted.stdout
     drawn = _run("schedules", "--plot", tmp_path / "schedules.png")
     assert drawn.returncode == 0, drawn.stderr

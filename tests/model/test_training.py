@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,12 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from loadtest.stress.forked import ForkedProcess
 from model.checkpoint import load_checkpoint
 from model.data.dataset import leave_one_out
 from model.data.interactions import Interactions
 from model.evaluation import metrics_of_ranks, rank_targets
 from model.training import Progress, train
 from model.training_settings import TrainingSettings, learning_rate_at
+from tests import forked
 from tests.model.conftest import TINY
 
 SETTINGS = TrainingSettings(
@@ -85,26 +86,22 @@ def test_a_run_survives_kill_minus_nine(tmp_path: Path) -> None:
         "_train(log, Path(sys.argv[1]), resume=True, on_progress=lambda p: print(p.update, flush=True))\n"
     )
 
-    def start(out: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-        return subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / out)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+    def start(out: str) -> ForkedProcess:
+        return forked.start([sys.executable, script, tmp_path / out], stdout=subprocess.PIPE)
 
     killed = 0
     for _ in range(2):
         process = start("killed")
         assert process.stdout is not None
         for _ in range(5):
-            process.stdout.readline()
+            assert process.stdout.readline()
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
     assert killed == 2
-    assert start("killed").wait() == 0
-    assert start("whole").wait() == 0
+    for out in ("killed", "whole"):
+        process = start(out)
+        process.communicate()
+        assert process.returncode == 0
     left = load_file(tmp_path / "killed" / "state" / "state.safetensors")
     right = load_file(tmp_path / "whole" / "state" / "state.safetensors")
     assert all(np.array_equal(left[name], right[name]) for name in right)

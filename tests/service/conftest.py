@@ -14,16 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-import torch
 
-from index_builder.build import build_bundle
 from index_builder.bundle import current_bundle, load_bundle
 from index_builder.publish import Store
-from model.batch import Sequence
-from model.checkpoint import Checkpoint
-from model.registry import build_model
 from service.app import create_app
 from service.batcher import Batcher
 from service.callers import Callers
@@ -33,9 +27,7 @@ from service.metrics import Metrics
 from service.recall import RecallService
 from service.sequence_store import SequenceStore, StoreOptions, options_of
 from service.settings import ServiceSettings
-
-NUM_ITEMS = 60
-TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
+from tests.untrained import build_untrained
 
 
 @pytest.fixture
@@ -94,48 +86,18 @@ async def store(redis_url: str, request: pytest.FixtureRequest) -> AsyncIterator
     await store.close()
 
 
-def build_tiny(store: Store, seed: int, **built: Any) -> str:
-    """Build an untrained bundle over items i1..i60 and return its id; nothing is published.
-
-    built: further arguments of `build_bundle`
-    """
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    choice = np.random.default_rng(seed)
-    canary = [
-        Sequence(
-            choice.integers(1, NUM_ITEMS + 1, 5),
-            np.sort(choice.integers(1_600_000_000, 1_700_000_000, 5)),
-            1_700_000_100,
-        )
-        for _ in range(3)
-    ]
-    checkpoint = Checkpoint(
-        model=build_model("t2diff", TINY, NUM_ITEMS).eval(),
-        model_name="t2diff",
-        model_config=TINY,
-        item_ids=[f"i{number}" for number in range(1, NUM_ITEMS + 1)],
-        popular=np.arange(20, 0, -1, dtype=np.int32),
-        canary=canary,
-        metrics={"validation/recall_at_20": 0.1},
-        dataset_id="tiny",
-        seed=seed,
-    )
-    return build_bundle(checkpoint, store, **built)
-
-
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one published bundle; tests that change it take a copy."""
     store = Store(tmp_path_factory.mktemp("bundles"))
-    store.publish(build_tiny(store, seed=0))
+    store.publish(build_untrained(store, seed=0))
     return Path(store.url)
 
 
 @pytest.fixture(scope="session")
 def build() -> Callable[[Store, int], str]:
     """`build(store, seed)`: another bundle."""
-    return build_tiny
+    return build_untrained
 
 
 @pytest.fixture(scope="session")

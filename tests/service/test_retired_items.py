@@ -13,7 +13,7 @@ from index_builder.bundle import Bundle, load_bundle
 from index_builder.item_rows import ItemRows
 from index_builder.publish import Store
 from service.engine import Engine
-from tests.service.conftest import NUM_ITEMS, build_tiny
+from tests.untrained import NUM_ITEMS, build_untrained
 
 pytestmark = pytest.mark.anyio
 RETIRED = [f"i{number}" for number in (1, 4, 5, 20, 60)]
@@ -25,7 +25,7 @@ def partly_served(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The bundle of `bundles`, less the retired items."""
     store = Store(tmp_path_factory.mktemp("retired"))
     served = np.array([f"i{number}" not in RETIRED for number in range(1, NUM_ITEMS + 1)])
-    return store.bundle_url(build_tiny(store, 0, rows=ItemRows.of_served(served)))
+    return store.bundle_url(build_untrained(store, 0, rows=ItemRows.of_served(served)))
 
 
 @pytest.fixture(params=["dict", "mapped"])

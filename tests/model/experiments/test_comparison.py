@@ -19,6 +19,7 @@ from model.experiments.measured_run import carry_out
 from model.experiments.results import summarise
 from model.experiments.runs import Run, alone_in
 from model.registry import MODELS
+from tests import forked
 from tests.model.experiments.conftest import BASE, OWN, plan
 
 SPECS = ("t2diff:tiny", "t2diff:tiny+learned_token", "sasrec:tiny", "popularity")
@@ -200,10 +201,10 @@ def test_a_comparison_survives_kill_minus_nine(split: Split, tmp_path: Path) -> 
         "    show = lambda *words: print(*words, flush=True)\n"
         "    _compare(split, runs, folder / 'out', resume=True, on_report=show)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(tmp_path / "killed")]
     for lines in (1, 3):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        process = forked.start(command, stdout=subprocess.PIPE, env=environment)
         assert process.stdout is not None
         for _ in range(lines):
             assert process.stdout.readline()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from model.experiments.job_pool import run_jobs
 from model.experiments.time_left import TimeLeft
+from tests import forked
 
 
 def work(folder: str, deed: str, report: Any) -> None:
@@ -56,8 +56,7 @@ def test_when_the_parent_is_killed_its_jobs_die(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         "    run_jobs(work, {'sleeps': (sys.argv[1], 'sleeps')}, num_processes=1)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
+    parent = forked.start([sys.executable, script, tmp_path])
     written = tmp_path / "sleeps.pid"
     _wait_for(lambda: written.exists() and bool(written.read_text()))
     child = int(written.read_text())
