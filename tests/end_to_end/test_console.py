@@ -17,16 +17,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 
-from index_builder.build import build_bundle
 from index_builder.publish import Store
-from model.batch import Sequence
-from model.checkpoint import Checkpoint
-from model.registry import build_model
+from tests.untrained import NUM_ITEMS, build_untrained
 
-NUM_ITEMS = 60
-TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
 TITLES = {f"i{n}": f"Film number {n}" for n in range(1, NUM_ITEMS)}  # the last one has none
 SCREENSHOTS = os.environ.get("CONSOLE_SCREENSHOTS")
 browser_is_here = pytest.mark.skipif(
@@ -35,29 +29,12 @@ browser_is_here = pytest.mark.skipif(
 )
 
 
-def build(store: Store, seed: int, titles: dict[str, str] | None = None) -> str:
-    torch.manual_seed(seed)
-    times = np.arange(1_600_000_000, 1_600_000_500, 100)
-    checkpoint = Checkpoint(
-        model=build_model("t2diff", TINY, NUM_ITEMS).eval(),
-        model_name="t2diff",
-        model_config=TINY,
-        item_ids=[f"i{number}" for number in range(1, NUM_ITEMS + 1)],
-        popular=np.arange(20, 0, -1, dtype=np.int32),
-        canary=[Sequence(np.arange(1, 6), times, 1_700_000_100)],
-        metrics={},
-        dataset_id="untrained",
-        seed=seed,
-    )
-    return build_bundle(checkpoint, store, titles=titles)
-
-
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: Any) -> tuple[Path, str]:
     """A store whose current bundle knows titles, and the id of another bundle that knows none."""
     store = Store(tmp_path_factory.mktemp("console"))
-    other = build(store, 1)
-    store.publish(build(store, 0, TITLES))
+    other = build_untrained(store, 1)
+    store.publish(build_untrained(store, 0, titles=TITLES))
     return Path(store.url), other
 
 

@@ -17,19 +17,19 @@ import pytest
 import yaml
 
 from index_builder.publish import Store
+from tests.untrained import build_untrained
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus (Debian's package) is not here"
 )
 DEPLOY = Path(__file__).parents[2] / "deploy"
-TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
 
 
 @pytest.fixture(scope="module")
-def service(serve: Any, tiny_bundles: Path, build: Any, tmp_path_factory: Any) -> Any:
+def service(serve: Any, tiny_bundles: Path, tmp_path_factory: Any) -> Any:
     """A service with an experiment of two arms, the second of another bundle."""
     folder = Path(shutil.copytree(tiny_bundles, tmp_path_factory.mktemp("store") / "bundles"))
-    other = build(Store(folder), 1, TINY)
+    other = build_untrained(Store(folder), 1)
     settings = tmp_path_factory.mktemp("settings") / "settings.toml"
     arms = [
         {"name": "control", "bundle": "current", "share": 50},
