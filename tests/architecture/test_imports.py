@@ -126,10 +126,12 @@ def test_nothing_can_run_code_from_a_file(folder: str) -> None:
     for path in _files(folder):
         modules = {_top(name) for name in _imports(path)}
         assert not modules & {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib"}, path
-        assert not modules & {"shelve", "marshal", "pandas", "yaml"}, path
+        assert not modules & {"shelve", "marshal", "pandas"}, path
+        assert "yaml" not in modules or folder == "tests", path  # the tests of deploy/ read it, safely
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         called = {ast.unparse(call.func) for call in calls}
         assert not called & {"torch.load", "torch.save", "torch.jit.load", "eval", "exec"}, path
+        assert not called & {"yaml.load", "yaml.unsafe_load", "yaml.full_load"}, path
         assert not called & {"np.load", "numpy.load", "np.save", "np.fromfile"}, path
         assert not [call for call in calls if any(word.arg == "allow_pickle" for word in call.keywords)], path
 
