@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from loadtest.bench_commands import gpu, tower
+from loadtest.capacity_command import capacity
 from loadtest.command_options import AllowRemote, KeyFile, Url, Users, err, progress
 from loadtest.comparison import compare
 from loadtest.errors import LoadtestError
@@ -98,6 +99,7 @@ def report(
 
 app.command("tower")(tower)
 app.command("gpu")(gpu)
+app.command("capacity")(capacity)
 app.command("knee")(knee)
 app.command("compare")(compare_command)
 
