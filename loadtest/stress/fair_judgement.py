@@ -25,7 +25,8 @@ class Plan:
     """rate: the modest caller's requests/s   quota: the greedy caller's, of which it sends `excess` times
 
     window_s: of one kind; the first guard_s are not counted   rounds_per_block: over which a p99 is taken
-    flood_rate: requests/s of the caller without a rate, 0 for no flood
+    flood_rate: requests/s of the caller without a rate, 0 for no flood   beside_flood: the modest caller's then,
+    less than a third of what a slow machine answers: that much is its share while two want all
     """
 
     rounds: int = 40
@@ -38,6 +39,7 @@ class Plan:
     burst: int = 2
     excess: float = 10.0
     flood_rate: float = 800.0
+    beside_flood: float = 3.0
     flood_s: float = 10.0
     num_items: int = 3_706
     dim: int = 64
