@@ -121,8 +121,10 @@ def _windows(plan: Plan) -> np.ndarray:
 
 def _both(plan: Plan, served: Served, keys: _Keys, other: str, when: np.ndarray) -> tuple[Samples, Samples]:
     """Both callers at once, each from a process of its own.   when: the other one sends, seconds"""
-    lasts_s = max(float(when[-1]) + 0.5, plan.warmup_s + len(window_kinds(plan)) * plan.window_s)
-    steadily = poisson_arrivals(plan.rate, plan.flood_s if other == "flood" else lasts_s, seed=1)
+    rate, lasts_s = plan.rate, plan.warmup_s + len(window_kinds(plan)) * plan.window_s
+    if other == "flood":
+        rate, lasts_s = plan.beside_flood, plan.flood_s
+    steadily = poisson_arrivals(rate, lasts_s, seed=1)
     together = multiprocessing.get_context("spawn").Barrier(2)
     with ThreadPoolExecutor(2) as pool:
         loads = [

@@ -26,6 +26,7 @@ class Plan:
 
     window_s: of one kind; the first guard_s are not counted   rounds_per_block: over which a p99 is taken
     flood_rate: requests/s of the caller without a rate, 0 for no flood
+    beside_flood: the modest caller's then, below the third of a slow machine that is its share
     """
 
     rounds: int = 40
@@ -38,6 +39,7 @@ class Plan:
     burst: int = 2
     excess: float = 10.0
     flood_rate: float = 800.0
+    beside_flood: float = 2.0
     flood_s: float = 10.0
     num_items: int = 3_706
     dim: int = 64
@@ -95,6 +97,7 @@ def report(
         "refusals_p50_ms": None if refused is None else refused.p50_ms,
         "modest_p99_ms_where": {kind: _where(modest, _counted(modest, plan, kind)) for kind in KINDS},
         "flood_by_status": None if flood is None else _statuses(flood[1].status),
+        "modest_in_the_flood_by_status": None if flood is None else _statuses(flood[0].status),
         "modest_in_the_flood": None if flood is None else _latency(flood[0].ended - flood[0].intended),
         "checks": checks,
     }
