@@ -51,7 +51,7 @@ def test_an_unknown_stress_test_is_named() -> None:
     ended = forked.run(command, timeout=120)
     assert ended.returncode == 2
     assert ended.stderr.startswith("stress: no test 'swpa'; there are ")
-    assert "flip, " in ended.stderr
+    assert "flip," in ended.stderr
 
 
 def candidates(*pairs: tuple[str, float]) -> list[dict[str, Any]]:
