@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 
@@ -73,9 +74,18 @@ class Callers:
     unknown: requests without a known key, by reason
     """
 
-    def __init__(self, keys: Collection[ApiKey], *, num_places: int) -> None:
-        """num_places: recalls that may be under way at once, of all callers together"""
-        self._places = FairPlaces(num_places)
+    def __init__(
+        self,
+        keys: Collection[ApiKey],
+        *,
+        num_places: int,
+        places_now: Callable[[], float] = lambda: math.inf,
+    ) -> None:
+        """num_places: recalls that may be under way at once, of all callers together
+
+        places_now: the same at this moment, where the service refuses earlier than that
+        """
+        self._places = FairPlaces(num_places, places_now=places_now)
         self._callers: dict[str, Caller] = {}
         self.unknown = dict.fromkeys(UNKNOWN, 0)
         self.use(keys)

@@ -6,6 +6,9 @@ these few lines answer both in half a microsecond.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 
 class TokenBucket:
     """`rate` tokens a second, at most `burst` of them; a request takes one."""
@@ -60,13 +63,20 @@ class FairPlaces:
     than places somebody has to wait, whatever the rule.
     """
 
-    def __init__(self, num_places: int) -> None:
-        self.num_places = num_places
+    def __init__(self, num_places: int, *, places_now: Callable[[], float] = lambda: math.inf) -> None:
+        """places_now: how many there are at this moment, when that can be fewer"""
+        self._num_places = num_places
+        self._places_now = places_now
         self.taken = 0
+
+    @property
+    def free(self) -> float:
+        """Places that nobody holds."""
+        return min(self._num_places, self._places_now()) - self.taken
 
     def enter(self, holder: Holder) -> bool:
         """Take a place; False when the holder has its share."""
-        if holder.held >= self.num_places - self.taken:
+        if holder.held >= self.free:
             return False
         holder.held += 1
         self.taken += 1
@@ -74,7 +84,7 @@ class FairPlaces:
 
     def left_for(self, holder: Holder) -> int:
         """How many more it could take now, if nobody else did."""
-        return max(0, (self.num_places - self.taken - holder.held + 1) // 2)
+        return max(0, int(self.free - holder.held + 1) // 2)
 
     def leave(self, holder: Holder) -> None:
         """Give a place back."""

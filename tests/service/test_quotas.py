@@ -71,6 +71,24 @@ def test_one_alone_gets_half_of_the_places_and_two_about_a_third_each() -> None:
     assert places.taken <= 9, "and as many stay free"
 
 
+def test_when_there_are_fewer_places_for_a_while_fewer_are_shared() -> None:
+    now = 100.0
+    places = FairPlaces(12, places_now=lambda: now)
+    one, two = Holder(), Holder()
+    for _ in range(4):
+        assert places.enter(one)
+    now = 6.0
+    assert not places.enter(one)
+    assert places.left_for(two) == 1
+    assert [places.enter(two), places.enter(two)] == [True, False]
+    now = 2.0
+    assert not places.enter(Holder()), "there is none left"
+    assert places.left_for(two) == 0
+    for _ in range(4):
+        places.leave(one)
+    assert places.enter(Holder())
+
+
 @given(
     num_places=st.integers(64, 300),
     steps=st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(1, 200)), max_size=60),
