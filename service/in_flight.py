@@ -8,6 +8,7 @@ at once, instead of being answered late.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from service.errors import QueueFullError
@@ -43,6 +44,12 @@ class InFlight:
     def pressure(self) -> float:
         """How near a request is to being refused: 0 when nobody is there, 1 when it is."""
         return max(self.count / self.limit, self._expected_wait_s(self.count) / self._longest_wait_s)
+
+    @property
+    def places_now(self) -> float:
+        """At how many it will be full if requests go on taking as long as they do."""
+        pressure = self.pressure
+        return self.count / pressure if pressure > 0 else math.inf
 
     def check(self) -> None:
         """Raises QueueFullError when full."""

@@ -77,7 +77,7 @@ async def serve(
         private = is_loopback(admin)
         admin_tls = None if private else tls
         async with _parts(settings) as (service, reloader, redis_shown):
-            callers = None if keys is None else _callers(settings, keys, service.metrics)
+            callers = None if keys is None else _callers(settings, keys, service)
             admin_app = create_admin_app(service, reloader.check, callers, open_metrics=private)
             patient = guarded_protocol(settings.header_timeout_s)
             servers = [
@@ -154,10 +154,11 @@ async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService
             await store.close()
 
 
-def _callers(settings: ServiceSettings, keys: KeyWatch, metrics: Metrics) -> Callers:
+def _callers(settings: ServiceSettings, keys: KeyWatch, service: RecallService) -> Callers:
     """Everybody with a key; they share what fits into the queue and on the device."""
-    callers = Callers(keys.keys, num_places=settings.max_queue + settings.max_batch)
-    metrics.callers.callers = callers
+    num_places = settings.max_queue + settings.max_batch
+    callers = Callers(keys.keys, num_places=num_places, places_now=lambda: service.in_flight.places_now)
+    service.metrics.callers.callers = callers
     return callers
 
 

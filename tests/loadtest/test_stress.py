@@ -18,6 +18,7 @@ from loadtest.stress.flip import damage_figures
 from loadtest.stress.outcome import Options, check, passed
 from loadtest.stress.run import run_one, stress_tests
 from loadtest.stress.swap import growth_share
+from service.engine import set_threads
 from tests import forked
 
 
@@ -96,6 +97,7 @@ def test_growth_is_that_of_a_straight_line() -> None:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     store = Store(tmp_path / "bundles")
+    set_threads(1)  # two on a busy machine took a minute
     return Path(store.bundle_url(generate_bundle(store, num_items=100, dim=8)))
 
 

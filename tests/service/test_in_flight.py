@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import Any
 
@@ -108,3 +109,13 @@ async def test_a_refusal_is_made_before_the_body_is_read(start: Any) -> None:
     assert (await running.client.get("/v2/health/ready")).status_code == 200
     running.service.in_flight.count = 0
     assert (await running.client.post("/recall", json={"user_id": "u"})).status_code == 200
+
+
+def test_the_places_there_are_now_shrink_with_the_wait_they_would_mean() -> None:
+    quick = InFlight(100, deadline_s=1.0)
+    assert quick.places_now == math.inf
+    with quick:
+        assert quick.places_now == pytest.approx(100)
+    slow = InFlight(100, deadline_s=1.0, expected_wait_s=lambda ahead: 0.05 * ahead)
+    with slow, slow:
+        assert slow.places_now == pytest.approx(10)  # ten of 50 ms are half of the deadline
