@@ -252,6 +252,10 @@ def test_swapping_bundles_while_requests_flow_mixes_no_answers(
     ("arguments", "message"),
     [
         (["--bundles", "{empty}"], r"bundles \(--bundles, T2DIFF_BUNDLES\): no bundle .*"),
+        (
+            ["--bundles", "{tiny}", "--signature-key", "{empty}/key"],
+            r"bundles \(.*\): signature_key: cannot read .*",
+        ),
         (["--bundles", "{tiny}", "--max-batch", "many"], r"max_batch \(--max-batch, T2DIFF_MAX_BATCH\): .*"),
         ([], r"bundles \(--bundles, T2DIFF_BUNDLES\): is required"),
     ],

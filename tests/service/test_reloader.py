@@ -16,6 +16,7 @@ import pytest
 from index_builder.bundle import load_bundle
 from index_builder.delta import DeltaFile, NewItem
 from index_builder.publish import Store
+from index_builder.signature import read_keys
 from service.engine import Engine
 from service.experiments import Experiment
 from service.metrics import Metrics
@@ -117,6 +118,28 @@ async def test_a_flipped_bit_in_any_file_is_refused(own_store: Store, build: Any
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     assert (await loaded.reloader.check())["outcome"] == "loaded", "repaired and asked for again"
+
+
+async def test_with_a_key_only_signed_bundles_are_served_and_the_key_may_be_replaced(
+    own_store: Store, build: Any, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("first-key-" * 4)
+    loaded = Loaded(own_store, signature_key=key)
+    outcome = await loaded.reloader.check()
+    assert outcome["outcome"] == "refused"
+    assert "is not signed, and signature_key is set" in outcome["reason"]
+    first = own_store.current()
+    assert first is not None
+    Store(own_store.url, keys=read_keys(key)).sign(first)
+    assert (await loaded.reloader.check())["outcome"] == "loaded"
+    key.write_text("other-key-" * 4 + "\n" + "first-key-" * 4)
+    second = build(Store(own_store.url, keys=read_keys(key)), 1)
+    own_store.publish(second)
+    assert (await loaded.reloader.check())["bundle"] == second
+    own_store.publish(build(own_store, 2))
+    assert (await loaded.reloader.check())["outcome"] == "refused"
+    assert loaded.served == [first, second]
 
 
 @pytest.mark.parametrize(
