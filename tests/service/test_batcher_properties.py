@@ -43,7 +43,8 @@ asks = st.builds(
     Ask, st.integers(0, 2), st.integers(0, 9).map(lambda n: n == 0), st.integers(0, 9).map(lambda n: n == 0)
 )
 steps = st.lists(
-    st.one_of(asks, asks, asks, st.builds(Leave, st.integers(0, 40)), st.builds(Run, st.integers(1, 2))),
+    st.one_of(*[asks] * 6, st.builds(Leave, st.integers(0, 40)), st.builds(Run, st.integers(1, 2))),
+    min_size=5,
     max_size=40,
 )
 

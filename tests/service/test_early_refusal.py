@@ -151,6 +151,13 @@ async def test_the_rest_of_a_request_is_never_taken_for_a_request(listening: Any
     writer.close()
 
 
+async def test_the_rest_of_a_head_is_never_taken_for_a_request(listening: Any) -> None:
+    running, port = listening
+    running.service.in_flight.count = running.service.in_flight.limit
+    ((status, _, _),) = await exchange(port, b"POST /nothing HTTP/1.1\r\nHost: x\r\nX-A: ", framed())
+    assert status == 404
+
+
 async def test_pipelined_requests_are_each_answered_in_order(listening: Any) -> None:
     running, port = listening
     running.service.in_flight.count = running.service.in_flight.limit
