@@ -40,6 +40,8 @@ NAME = "redis"
 DEADLINE_S = 1.0
 """The service's default."""
 RECOVERY_LIMIT_S = 1.0
+RELAPSE_LIMIT = 0.01
+"""Ten times what is allowed without a fault: there are few requests after one."""
 CONNECTIONS_LIMIT = 50
 FALSE_FALLBACK_LIMIT = 0.001
 _SLOW = Fault(delay_s=0.1)  # four times what a read may take
@@ -214,14 +216,16 @@ class _Stress:
 def stretch_figures(samples: Samples, began: float, ended: float, deadline_s: float) -> dict[str, Any]:
     """What one fault did.   began, ended: seconds from the start of the schedule
 
-    recovery_s: from the end of the fault until the last request was sent that Redis left without a sequence;
-    other fallbacks, such as those of a busy device, are only counted
+    recovery_s: from the end of the fault until a request was sent that Redis did not leave without a sequence
+    relapse_share: of the requests from then on that it did; fallbacks of another reason are only counted
     """
     seconds = samples.ended - samples.intended
     during = (samples.intended >= began) & (samples.intended < ended)
     after = samples.sent >= ended
     by_store = np.array([number for number, name in enumerate(samples.names) if _STORE in name], np.int16)
-    late_fallbacks = samples.sent[after & np.isin(samples.route, by_store)]
+    without = np.isin(samples.route, by_store)
+    back_at = samples.sent[after & ~without].min(initial=np.inf)
+    later = after & (samples.sent >= back_at)
     slow = percentiles(seconds[during])
     return {
         "num_requests": len(samples.status),
@@ -234,7 +238,8 @@ def stretch_figures(samples: Samples, began: float, ended: float, deadline_s: fl
         "answered_by_after": _answered_by(samples, after),
         "p99_ms_during": slow and slow.p99_ms,
         "max_ms_during": slow and slow.max_ms,
-        "recovery_s": float(late_fallbacks.max() - ended) if len(late_fallbacks) else 0.0,
+        "recovery_s": float(back_at - ended),
+        "relapse_share": float(without[later].mean()) if later.any() else None,
     }
 
 
@@ -244,7 +249,8 @@ def fault_checks(name: str, of: dict[str, Any]) -> list[dict[str, Any]]:
         check(f"{name}: answers that were not 200", of["num_not_200"], 0),
         check(f"{name}: 5xx", of["num_5xx"], 0),
         check(f"{name}: answers past the deadline", of["num_past_deadline"], 0),
-        check(f"{name}: seconds until the last fallback", of["recovery_s"], RECOVERY_LIMIT_S),
+        check(f"{name}: seconds until it was back", of["recovery_s"], RECOVERY_LIMIT_S),
+        check(f"{name}: share of fallbacks from then on", of["relapse_share"], RELAPSE_LIMIT),
         check(f"{name}: connections asked for", of["connections"], CONNECTIONS_LIMIT),
         check(f"{name}: fault without an effect", int(of["num_fallbacks_during"] == 0), 0),
     ]
