@@ -192,5 +192,7 @@ def test_a_short_crowd_that_comes_and_goes_crosses_nobody() -> None:
 def test_a_short_soak_swaps_and_gains_neither_descriptors_nor_threads() -> None:
     figures = soak.soak_figures(soak.SHORT, Options())
     assert figures["num_swaps"] == soak.SHORT.num_swaps
-    failed = [one for one in figures["checks"] if not one["passed"] and "memory" not in one["name"]]
-    assert failed == [], "so few swaps say nothing about memory"
+    unsure = ("memory", "gained")  # so few swaps say nothing about memory, or may come after the crowd
+    failed = [one for one in figures["checks"] if not one["passed"]]
+    assert [one for one in failed if not any(word in one["name"] for word in unsure)] == []
+    assert all(one["value"] is None for one in failed if "gained" in one["name"]), figures["checks"]
