@@ -129,6 +129,7 @@ def test_a_wrong_line_is_told_by_number_and_field_and_never_repeated(
         (encode_keys([]) + b'{"key_id":"\xff"}', "line 2"),
         (encode_keys([]) + b"[" * 100_000, "line 2"),
     ],
+    ids=map(str, range(20)),  # a key is random, and both workers must name the cases alike
 )
 def test_a_file_that_is_none_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(ApiKeysError) as error:

@@ -18,7 +18,7 @@ from service.degradation import (
 )
 from service.engine import Engine, EngineAnswer, EngineRequest, build_engine
 from service.settings import ServiceSettings
-from tests.service.conftest import TINY
+from tests.untrained import TINY
 
 pytestmark = pytest.mark.anyio
 SEQUENCE = [{"item_id": f"i{n}", "timestamp": 1_600_000_000 + n} for n in (3, 7, 9)]
