@@ -24,7 +24,17 @@ from loadtest.stress.outcome import Options, check
 NAME = "mutation"
 MIN_GUARDS = 25
 ROOT = Path(__file__).parents[2]
-_COPIED = ("model", "index_builder", "service", "loadtest", "tests", "deploy", "pyproject.toml", "README.md")
+_COPIED = (
+    "model",
+    "index_builder",
+    "service",
+    "loadtest",
+    "tests",
+    "deploy",
+    "docs",
+    "pyproject.toml",
+    "README.md",
+)
 _TIMEOUT_S = 300
 _FAILED = 1
 """pytest's exit status when tests ran and some failed; 2 to 5 are no verdict."""

@@ -1,4 +1,4 @@
-"""Who may do what: the ACL user of the README, and connections by TLS on both sides' certificates."""
+"""Who may do what: the ACL user of the documents, and connections by TLS on both sides' certificates."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from service.deadline import Deadline
 from service.errors import StoreUnavailableError
 from service.redis_connections import TlsFiles
 from service.sequence_store import SequenceStore, StoredEvent, StoreOptions
+from tests.documents import DOCUMENTS
 
 pytestmark = pytest.mark.anyio
 IN_TIME = Deadline(time.monotonic() + 3600)
 OPTIONS = StoreOptions(read_timeout_ms=2000, write_timeout_ms=5000, breaker_cooldown_ms=50)
-README = (Path(__file__).parents[2] / "README.md").read_text()
-ACL_OF_README = re.search(r"^ACL SETUSER (.+)$", README, re.MULTILINE)
+ACL_OF_DOCUMENTS = re.search(r"^ACL SETUSER (.+)$", DOCUMENTS, re.MULTILINE)
 
 
 def acl() -> list[str]:
-    assert ACL_OF_README is not None
-    return ACL_OF_README[1].replace("PASSWORD", "secret").split()
+    assert ACL_OF_DOCUMENTS is not None
+    return ACL_OF_DOCUMENTS[1].replace("PASSWORD", "secret").split()
 
 
 async def use_all_of(store: SequenceStore) -> None:
