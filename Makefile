@@ -16,7 +16,7 @@ FUZZ_SECONDS ?=
 HASHED ?=
 NIGHTLY_DEMO_ARGS ?=
 
-.PHONY: help venv demo nightly-demo test stress console lint sbom audit clean
+.PHONY: help venv demo nightly-demo test stress console openapi lint sbom audit clean
 
 help:
 	@echo "make demo    train, build a bundle, start Redis and the service, recall (DATA=log, DEMO_EXIT=1)"
@@ -24,6 +24,7 @@ help:
 	@echo "make test    run every test"
 	@echo "make stress  faults and swaps under load on real processes (ONLY=\"swap flip\": these)"
 	@echo "make console the console's tests in a real browser, and its pictures into docs/console"
+	@echo "make openapi  write docs/openapi.json anew after a change of the API"
 	@echo "make lint    ruff and mypy"
 	@echo "make sbom    sbom.json: what the environment is made of (CycloneDX)"
 	@echo "make audit   known vulnerabilities of the locked versions (pip-audit; needs the network)"
@@ -59,6 +60,9 @@ console: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock "selenium>=4.20"
 	mkdir -p docs/console
 	CONSOLE_SCREENSHOTS=docs/console $(BIN)/python -m pytest tests/end_to_end/test_console.py
+
+openapi: $(READY)
+	UPDATE_OPENAPI=1 $(BIN)/python -m pytest tests/service/test_api_contract.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
