@@ -198,8 +198,8 @@ def _read_catalogue(
     """Features, titles, and what of them names the run. Raises ValueError when the file cannot be used."""
     if path is None:
         return None, {}, {}
-    named = {"catalogue": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return read_catalogue(path), read_titles(path), named
+    catalogue = read_catalogue(path)
+    return catalogue, read_titles(path), {"catalogue": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _naming(settings: NightSettings) -> dict[str, Any]:

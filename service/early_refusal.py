@@ -65,7 +65,7 @@ def refusing_early(
                 arrived = time.monotonic()
                 request_id = whole_recall(data)
                 if request_id is not None:
-                    self._refuse(request_id, arrived)
+                    self._turn_away(request_id, arrived)
                     return
             before = self.cycle
             super().data_received(data)
@@ -84,7 +84,7 @@ def refusing_early(
                 and not self.transport.is_closing()
             )
 
-        def _refuse(self, request_id: str, arrived: float) -> None:
+        def _turn_away(self, request_id: str, arrived: float) -> None:
             self._refused_at = arrived
             quoted = orjson.dumps(request_id)
             head = [start]

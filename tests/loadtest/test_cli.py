@@ -65,7 +65,7 @@ def test_a_service_with_keys_is_seeded_and_loaded_by_one_that_no_report_shows(
     assert command(*load, *with_key)[0] == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text())["probes"][0]["num_answers"] == 10
     written = [path for path in (tmp_path / "out").iterdir() if path.suffix != ".png"]
-    assert len(written) == 2
+    assert len(written) == 3
     assert not any("t2diff_secret" in path.read_text() for path in written)
 
 

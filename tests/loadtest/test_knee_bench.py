@@ -80,5 +80,6 @@ def test_the_command_measures_real_services_and_leaves_a_report(tmp_path):
 
 
 def test_what_kept_a_cpu_busy_is_gone_afterwards():
+    before = psutil.Process().children()
     assert slowdown([0], [0]) > 0
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= set(before)
