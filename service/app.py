@@ -36,7 +36,8 @@ from service.middleware import (
     Send,
 )
 from service.openapi import OPERATIONS, openapi_document
-from service.recall import Recalled, RecallService
+from service.recall import RecallService
+from service.recalled import Recalled
 from service.schemas import EVENT, EVENTS, RECALL_BATCH_REQUEST, RECALL_REQUEST, RecallRequest, Refused
 
 Handler = Callable[[Request], Awaitable[Response]]

@@ -7,9 +7,31 @@ from itertools import chain, islice
 
 from index_builder.bundle import Bundle
 from index_builder.delta_index import DeltaIndex
+from service.engine import Engine
+from service.packed_sequence import StoredSequence
+from service.recalled import POPULAR, Recalled
+from service.schemas import RecallRequest
 
-ROUTE = "popular"
 _NONE: frozenset[str] = frozenset()
+
+
+def popular_answer(
+    engine: Engine, request: RecallRequest, behaviours: StoredSequence, *, reason: str, degraded: bool
+) -> Recalled:
+    """The answer to `request` without the model.   reason: why not the model"""
+    excluded = set(request.exclude_item_ids)
+    if request.exclude_seen:
+        excluded.update(behaviours.item_ids)
+    item_ids, scores = popular_candidates(engine.bundle, request.top_k, excluded, engine.delta)
+    return Recalled(
+        user_id=request.user_id,
+        bundle=engine.bundle.bundle_id,
+        route=POPULAR,
+        item_ids=item_ids,
+        scores=scores,
+        degraded=degraded,
+        reason=reason,
+    )
 
 
 def popular_candidates(

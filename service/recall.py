@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Collection
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, repeat
-from typing import Any
+from itertools import repeat
 
 import numpy as np
 
-from index_builder.delta_index import DeltaIndex
 from model.batch import UNKNOWN_TIME, Sequence
 from service.arms import Arms, Taken
 from service.batcher import Batched, Batcher
@@ -35,11 +32,13 @@ from service.errors import (
     ShuttingDownError,
     StoreUnavailableError,
 )
+from service.exclusions import excluded_indices, excluded_new
 from service.experiments import Experiment
 from service.in_flight import InFlight
 from service.metrics import Metrics
 from service.packed_sequence import StoredSequence
-from service.popular import ROUTE, popular_candidates
+from service.popular import popular_answer
+from service.recalled import Recalled
 from service.schemas import Behaviour, Event, RecallRequest
 from service.sequence_store import SequenceStore, StoredEvent
 from service.settings import ServiceSettings
@@ -47,55 +46,6 @@ from service.settings import ServiceSettings
 MAX_FUTURE_S = 86_400
 """How far ahead of this machine's clock an event may be: it leads its sequence until then."""
 _NONE = StoredSequence([], [])
-
-
-@dataclass(slots=True)
-class Recalled:
-    """One answer. timings: stage -> seconds; tower and search are those of the whole batch.
-
-    experiment, arm: None when no experiment runs   afterwards: to be called once the answer was sent
-    """
-
-    user_id: str
-    bundle: str
-    route: str
-    item_ids: list[str]
-    scores: list[float]
-    degraded: bool = False
-    reason: str | None = None
-    shortfall: str | None = None
-    timings: dict[str, float] = field(default_factory=dict)
-    batch_size: int | None = None
-    experiment: str | None = None
-    arm: str | None = None
-    afterwards: Callable[[], None] | None = None
-
-    @property
-    def fallback(self) -> str | None:
-        """Why the popular items answered; None when the model did."""
-        return self.reason if self.route == ROUTE else None
-
-    def document(self, request_id: str) -> dict[str, Any]:
-        """The body of `schemas.RecallAnswer`."""
-        document: dict[str, Any] = {
-            "request_id": request_id,
-            "user_id": self.user_id,
-            "bundle": self.bundle,
-            "route": self.route,
-            "degraded": self.degraded,
-            "candidates": [
-                {"item_id": item_id, "score": score}
-                for item_id, score in zip(self.item_ids, self.scores, strict=True)
-            ],
-        }
-        if self.reason is not None:
-            document["reason"] = self.reason
-        if self.shortfall is not None:
-            document["shortfall"] = self.shortfall
-        if self.arm is not None:
-            document["experiment"] = self.experiment
-            document["arm"] = self.arm
-        return document
 
 
 class RecallService:
@@ -227,13 +177,13 @@ class RecallService:
             known, sequence = self.known_sequence(engine, behaviours)
             if sequence is None:
                 reason = "unknown_items" if behaviours.item_ids else "no_history"
-                recalled = _popular(engine, request, behaviours, reason=reason, degraded=False)
+                recalled = popular_answer(engine, request, behaviours, reason=reason, degraded=False)
             elif self.degradation.prefers_popular(self.in_flight.pressure):
-                recalled = _popular(engine, request, behaviours, reason="load", degraded=True)
+                recalled = popular_answer(engine, request, behaviours, reason="load", degraded=True)
             else:
-                exclude = _excluded_indices(engine, request, known)
+                exclude = excluded_indices(engine.bundle, request, known)
                 exclude_new = (
-                    None if engine.delta is None else _excluded_new(engine.delta, request, behaviours)
+                    None if engine.delta is None else excluded_new(engine.delta, request, behaviours)
                 )
                 asked = EngineRequest(
                     request.user_id, request.seed, sequence, request.top_k, exclude, exclude_new, deadline
@@ -241,14 +191,14 @@ class RecallService:
                 recalled = await self._from_model(engine, asked, deadline, timings)
         except StoreUnavailableError as error:
             reason = f"store_{error.reason}"
-            recalled = _popular(engine, request, behaviours, reason=reason, degraded=True)
+            recalled = popular_answer(engine, request, behaviours, reason=reason, degraded=True)
         except EngineFailedError:
-            recalled = _popular(engine, request, behaviours, reason="model", degraded=True)
+            recalled = popular_answer(engine, request, behaviours, reason="model", degraded=True)
         except DeadlineExceededError as error:
             if self.settings.on_deadline == "error":
                 error.bundle = engine.bundle.bundle_id
                 raise
-            recalled = _popular(engine, request, behaviours, reason="deadline", degraded=True)
+            recalled = popular_answer(engine, request, behaviours, reason="deadline", degraded=True)
         except ServiceError as error:
             error.bundle = engine.bundle.bundle_id
             raise
@@ -315,7 +265,7 @@ class RecallService:
         if sequence is None:
             return None
         sequence = sequence._replace(request_time=request_time)
-        exclude = _excluded_indices(engine, request, known)
+        exclude = excluded_indices(engine.bundle, request, known)
         asked = EngineRequest(request.user_id, request.seed, sequence, request.top_k, exclude)
         return await self._batcher.submit_when_idle(engine, asked, deadline)
 
@@ -394,44 +344,6 @@ class RecallService:
             degraded=recalled.degraded,
             short=recalled.shortfall is not None,
         )
-
-
-def _excluded_indices(engine: Engine, request: RecallRequest, seen: np.ndarray) -> np.ndarray:
-    """What of this bundle must not come back.   seen: (N,) item indices   -> (E,) served indices"""
-    bundle = engine.bundle
-    exclude = seen if request.exclude_seen else seen[:0]
-    if request.exclude_item_ids:
-        index_of = bundle.item_index_of
-        asked = [index_of[item_id] for item_id in request.exclude_item_ids if item_id in index_of]
-        exclude = np.concatenate([exclude, np.array(asked, np.int64)])
-    if bundle.rows.served_index is None:
-        return exclude
-    exclude = bundle.rows.served(exclude)
-    return exclude[exclude > 0]  # a retired item cannot come back
-
-
-def _excluded_new(delta: DeltaIndex, request: RecallRequest, behaviours: StoredSequence) -> np.ndarray:
-    """The new items that must not come back, which no model knows yet: by their ids.   -> (E,)"""
-    seen = behaviours.item_ids if request.exclude_seen else []
-    return delta.rows_of(chain(seen, request.exclude_item_ids))
-
-
-def _popular(
-    engine: Engine, request: RecallRequest, behaviours: StoredSequence, *, reason: str, degraded: bool
-) -> Recalled:
-    excluded = set(request.exclude_item_ids)
-    if request.exclude_seen:
-        excluded.update(behaviours.item_ids)
-    item_ids, scores = popular_candidates(engine.bundle, request.top_k, excluded, engine.delta)
-    return Recalled(
-        user_id=request.user_id,
-        bundle=engine.bundle.bundle_id,
-        route=ROUTE,
-        item_ids=item_ids,
-        scores=scores,
-        degraded=degraded,
-        reason=reason,
-    )
 
 
 def _in_order(sequence: Collection[Behaviour]) -> StoredSequence:

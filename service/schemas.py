@@ -148,6 +148,16 @@ class ConsoleRequest(_Strict):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Equal seeds give equal answers.")
     compare: Identifier | None = Field(None, description="Another bundle of the store.")
 
+    def question(self) -> RecallRequest:
+        """The request whose answer is explained."""
+        return RecallRequest(
+            user_id=self.user_id,
+            top_k=self.top_k,
+            exclude_seen=self.exclude_seen,
+            seed=self.seed,
+            sequence=None,
+        )
+
 
 class Refused(BaseModel):
     """A member of a batch that did not validate; its place in the batch is kept."""

@@ -17,11 +17,13 @@ from service.body import BodyBudget, deadline_of, parse, read_body
 from service.console.explanation import candidate_rows, generation, sequence_rows
 from service.engine import Engine, EngineRequest, build_engine
 from service.errors import BundleStoreError, EngineFailedError, StoreUnavailableError
+from service.exclusions import excluded_indices
 from service.metrics import PREFIX
 from service.middleware import Receive, RequestContext
 from service.packed_sequence import StoredSequence
-from service.recall import Recalled, RecallService
-from service.schemas import CONSOLE_REQUEST, EVENT, ConsoleRequest, RecallRequest
+from service.recall import RecallService
+from service.recalled import Recalled
+from service.schemas import CONSOLE_REQUEST, EVENT, ConsoleRequest
 
 ConsoleAnswer = Callable[[RequestContext, Receive], Awaitable[dict[str, Any]]]
 STATIC = {
@@ -71,14 +73,7 @@ class _Console:
         except StoreUnavailableError:
             behaviours = None  # the answer below says so
         behaviours = behaviours or StoredSequence([], [])
-        request = RecallRequest(
-            user_id=asked.user_id,
-            top_k=asked.top_k,
-            exclude_seen=asked.exclude_seen,
-            seed=asked.seed,
-            sequence=None,
-        )
-        recalled = await self._service.recall(request, deadline)
+        recalled = await self._service.recall(asked.question(), deadline)
         engine = self._engine_that_answered(recalled)
         context.bundle = recalled.bundle
         _, sequence = self._service.known_sequence(engine, behaviours)
@@ -124,8 +119,8 @@ class _Console:
         if sequence is None:
             empty = {"route": "popular", "reason": "unknown_items", "timings_ms": {}, "candidates": []}
             return empty | _explained(engine, asked, behaviours, None, [])
-        exclude = engine.bundle.rows.served(known) if asked.exclude_seen else known[:0]
-        request = EngineRequest(asked.user_id, asked.seed, sequence, asked.top_k, exclude[exclude > 0])
+        exclude = excluded_indices(engine.bundle, asked.question(), known)
+        request = EngineRequest(asked.user_id, asked.seed, sequence, asked.top_k, exclude)
         (found,) = engine.recall([request])
         if isinstance(found, EngineFailedError):
             raise found
