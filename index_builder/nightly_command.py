@@ -24,7 +24,8 @@ from index_builder.builder_lock import LockHeldError, builder_lock
 from index_builder.delta import KEEP_DELETED_DAYS, KEEP_ITEMS_DAYS
 from index_builder.fold_in import Keeping
 from index_builder.gate_limits import read_limits
-from index_builder.nightly import NightSettings, run_night
+from index_builder.nightly import run_night
+from index_builder.nightly_inputs import NightSettings
 from index_builder.nightly_progress import NightProgress
 from index_builder.nightly_run import LAST, LOCK, write_json
 from index_builder.publish import Store

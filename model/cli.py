@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from model.checkpoint import load_checkpoint
 from model.command_options import (
     Device,
     ModelSettings,
@@ -20,6 +19,7 @@ from model.command_options import (
     Threads,
     choose_device,
     figure,
+    load_trained_on,
     parse_settings,
     split_log,
 )
@@ -99,12 +99,7 @@ def evaluate(
     import torch
 
     torch.set_num_threads(threads)
-    trained = load_checkpoint(checkpoint, choose_device(device))
-    if log.item_ids != trained.item_ids:
-        raise DataError(
-            f"data: the items of this log are not those that {checkpoint} was trained on "
-            f"({len(log.item_ids):,} here, {len(trained.item_ids):,} there); give the same log and rules"
-        )
+    trained = load_trained_on(log, checkpoint, choose_device(device))
     questions = _part(split_log(log, split), part)
     with Progress(console=err) as bar:
         total = min(len(questions), max_users or len(questions))

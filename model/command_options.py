@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from model.checkpoint import Checkpoint, load_checkpoint
 from model.data.dataset import Split, global_time, leave_one_out
 from model.data.interactions import DataError, Interactions
 
@@ -18,6 +20,17 @@ Threads = Annotated[int, typer.Option(help="CPU threads of the mathematics.")]
 ModelSettings = Annotated[
     list[str] | None, typer.Option("--set", help="Model setting as name=value; may be given several times.")
 ]
+
+
+def load_trained_on(log: Interactions, checkpoint: Path, device: str) -> Checkpoint:
+    """The checkpoint, if its items are those of `log`. Raises DataError when they are not."""
+    trained = load_checkpoint(checkpoint, device)
+    if log.item_ids != trained.item_ids:
+        raise DataError(
+            f"data: the items of this log are not those that {checkpoint} was trained on "
+            f"({len(log.item_ids):,} here, {len(trained.item_ids):,} there); give the same log and rules"
+        )
+    return trained
 
 
 def split_log(log: Interactions, name: str) -> Split:

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from model.checkpoint import load_checkpoint
-from model.command_options import Device, SplitName, Threads, choose_device, split_log
+from model.command_options import Device, SplitName, Threads, choose_device, load_trained_on, split_log
 from model.data.interactions import DataError, Interactions
 from model.log_options import reads_log
 
@@ -34,12 +33,7 @@ def report_command(
     from model.report.page import write_page
 
     torch.set_num_threads(threads)
-    trained = load_checkpoint(checkpoint, choose_device(device))
-    if log.item_ids != trained.item_ids:
-        raise DataError(
-            f"data: the items of this log are not those that {checkpoint} was trained on "
-            f"({len(log.item_ids):,} here, {len(trained.item_ids):,} there); give the same log and rules"
-        )
+    trained = load_trained_on(log, checkpoint, choose_device(device))
     text = model_report(
         checkpoint,
         trained,

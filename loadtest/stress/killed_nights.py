@@ -34,7 +34,8 @@ from index_builder.bundle import load_bundle
 from index_builder.canary import replay_canary
 from index_builder.gate_limits import GateLimits
 from index_builder.gates import run_gates
-from index_builder.nightly import NightSettings, run_night
+from index_builder.nightly import run_night
+from index_builder.nightly_inputs import NightSettings
 from index_builder.publish import Store
 from index_builder.quality import Check
 from loadtest.stress.forked import ForkServer

@@ -1,4 +1,4 @@
-"""Pitfalls that are a matter of how the program is written; docs/reliability.md names a test for each."""
+"""Pitfalls that are a matter of how the program is written; docs/pitfalls.md names a test for each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
+RELIABILITY = (ROOT / "docs" / "pitfalls.md").read_text()
 NAMED = re.findall(r"`(tests/\S+\.py)::(\w+)`", RELIABILITY)
 SERVING = [*sorted((ROOT / "service").rglob("*.py")), *sorted((ROOT / "index_builder").rglob("*.py"))]
 

@@ -131,8 +131,16 @@ def test_the_page_asks_no_other_host_and_is_not_on_the_public_port(service: Any)
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    """Headless Chromium; its console is read afterwards, an error in it fails the test."""
+def browser(browser_of_strangers: Any) -> Iterator[Any]:
+    """The same; its console is read afterwards, an error in it fails the test."""
+    yield browser_of_strangers
+    complaints = [line for line in browser_of_strangers.get_log("browser") if line["level"] == "SEVERE"]
+    assert complaints == []
+
+
+@pytest.fixture
+def browser_of_strangers(tmp_path: Path) -> Iterator[Any]:
+    """Headless Chromium, which logs each refused call as an error."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -146,14 +154,12 @@ def browser(tmp_path: Path) -> Iterator[Any]:
     )
     for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *quiet):
         options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'browser'}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     driver.set_window_size(1280, 1000)
     yield driver
-    complaints = [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
     driver.quit()
-    assert complaints == []
 
 
 @browser_is_here
@@ -213,6 +219,28 @@ def test_the_page_shows_a_user_live_figures_and_a_changed_answer(
 
 
 @browser_is_here
+def test_with_keys_on_the_page_asks_for_one_and_goes_on(
+    serve: Any, bundles: tuple[Path, str], tmp_path: Path, browser_of_strangers: Any
+) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    keys = tmp_path / "keys"
+    made = _command("serve", "keys", "new", "--file", keys, "--caller", "me", "--scopes", "admin").stdout
+    key = next(word for word in made.split() if word.startswith("t2diff_"))
+    served = serve(bundles[0], api_keys=keys)
+    browser = browser_of_strangers
+    browser.get(f"{served.admin_url}/console")
+    field = browser.find_element(By.ID, "key")
+    WebDriverWait(browser, 30).until(lambda _: field.is_displayed())
+    assert served.bundle not in browser.find_element(By.ID, "bundle").text
+    field.send_keys(key, Keys.ENTER)
+    WebDriverWait(browser, 30).until(lambda _: served.bundle in browser.find_element(By.ID, "bundle").text)
+    assert key not in browser.page_source
+
+
+@browser_is_here
 @pytest.mark.skipif(SCREENSHOTS is None, reason="only `make console` takes pictures")
 def test_pictures_of_a_trained_model(serve: Any, browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver.common.by import By
@@ -250,9 +278,10 @@ def test_pictures_of_a_trained_model(serve: Any, browser: Any, tmp_path: Path) -
         load.join()
 
 
-def _command(package: str, *arguments: Any) -> None:
-    module = {"model": "model.cli", "index": "index_builder.cli"}[package]
-    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True, capture_output=True)
+def _command(package: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    module = {"model": "model.cli", "index": "index_builder.cli", "serve": "service.cli"}[package]
+    words = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(words, check=True, capture_output=True, text=True)
 
 
 def _keep_asking(service: Any, done: threading.Event, user: str = "ann") -> None:

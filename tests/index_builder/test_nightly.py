@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from index_builder import nightly
+from index_builder import nightly_candidate
 from index_builder.builder_lock import LockHeldError, builder_lock
 from index_builder.bundle import Bundle, load_bundle
 from index_builder.candidates import recall_sequences
@@ -23,6 +23,7 @@ from index_builder.delta import Delta, DeltaError, DeltaFile, NewItem, encode_de
 from index_builder.fold_in import Keeping
 from index_builder.gate_limits import GateLimits
 from index_builder.nightly import run_night
+from index_builder.nightly_inputs import NightSettings
 from index_builder.publish import Store, SupersededError
 from index_builder.quality import QualityError
 from index_builder.retention import Retention
@@ -219,7 +220,7 @@ def test_another_model_keeps_the_rows_and_is_trained_from_scratch(folder):
 # --- refusing -----------------------------------------------------------------------------------
 
 
-def too_fast(settings: nightly.NightSettings) -> nightly.NightSettings:
+def too_fast(settings: NightSettings) -> NightSettings:
     """Trained with a learning rate at which nothing is learnt."""
     return dataclasses.replace(settings, later=dataclasses.replace(settings.later, learning_rate=1.0))
 
@@ -281,7 +282,7 @@ def test_a_log_of_tomorrow_and_one_of_last_month_are_refused_by_the_clock(folder
 
 def test_a_model_that_cannot_be_served_is_refused_before_the_gates(folder, monkeypatch):
     """A NaN in the trained table, as a disk or a driver may leave it."""
-    load = nightly.load_checkpoint
+    load = nightly_candidate.load_checkpoint
 
     def broken(*arguments):
         checkpoint = load(*arguments)
@@ -289,7 +290,7 @@ def test_a_model_that_cannot_be_served_is_refused_before_the_gates(folder, monke
             checkpoint.model.item_table.weight[3] = float("nan")
         return checkpoint
 
-    monkeypatch.setattr(nightly, "load_checkpoint", broken)
+    monkeypatch.setattr(nightly_candidate, "load_checkpoint", broken)
     with pytest.raises(QualityError, match="embedding_non_finite_share"):
         night(LATER, folder)
     assert Store(folder / "store").current() is None
@@ -445,7 +446,7 @@ class Stopping(Silent):
 
 
 def test_a_trained_model_that_the_disk_damaged_is_trained_anew_by_the_next_run(folder, monkeypatch):
-    monkeypatch.setattr(nightly, "choose_served", damaging(folder / "work"))
+    monkeypatch.setattr(nightly_candidate, "choose_served", damaging(folder / "work"))
     with pytest.raises(OSError, match="run the job again to train anew"):
         night(LATER, folder)
     monkeypatch.undo()
@@ -455,7 +456,7 @@ def test_a_trained_model_that_the_disk_damaged_is_trained_anew_by_the_next_run(f
 
 
 def damaging(work: Path):
-    choose = nightly.choose_served
+    choose = nightly_candidate.choose_served
 
     def damage(*arguments, **named):
         (weights,) = work.glob("run-*/training/checkpoint/model.safetensors")

@@ -162,7 +162,7 @@ def test_bad_input_is_one_line_and_exit_status_2(run, flags, message):
 
 
 def test_training_that_fails_is_exit_status_1_and_the_next_run_goes_on(run, folder, monkeypatch):
-    monkeypatch.setattr("index_builder.nightly.draft_bundle", disk_full)
+    monkeypatch.setattr("index_builder.nightly_candidate.draft_bundle", disk_full)
     status, summary = run()
     assert (status, summary["outcome"]) == (1, "failed")
     assert "No space left" in summary["error"]
