@@ -285,6 +285,9 @@ class RecallService:
             if deadline.expired:
                 raise DeadlineExceededError("the deadline passed before Redis answered") from None
             raise
+        except DeadlineExceededError:
+            self.metrics.count_store_error("read", "timeout")
+            raise
         finally:
             timings["store"] = time.monotonic() - started
             self.metrics.observe_stage("store", timings["store"])

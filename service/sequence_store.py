@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from service.coalescer import Coalescer
 from service.deadline import Deadline
-from service.errors import StoreUnavailableError
+from service.errors import DeadlineExceededError, StoreUnavailableError
 from service.packed_sequence import (
     APPEND_SCRIPT,
     APPEND_SHA,
@@ -100,9 +100,10 @@ class SequenceStore:
         return self._reads.state
 
     async def read(self, user_id: str, deadline: Deadline) -> StoredSequence | None:
-        """The user's sequence, or None for a user without one. Raises StoreUnavailableError.
+        """The user's sequence, or None for a user without one.
 
-        It waits for a call of its own, each of which ends after `read_timeout_ms`, but not past the deadline.
+        It waits for a call of its own, each of which ends after `read_timeout_ms`. Raises
+        StoreUnavailableError, or DeadlineExceededError when the deadline comes first.
         """
         try:
             if self._cache is None:
@@ -112,7 +113,7 @@ class SequenceStore:
                     kept.keep(await self._coalescer.get(user_id, give_up_at=deadline.at))
                 return kept.sequence
         except TimeoutError:
-            raise StoreUnavailableError("timeout", "Redis did not answer in time") from None
+            raise DeadlineExceededError("the deadline passed before Redis answered") from None
 
     async def append(self, events: Sequence[StoredEvent]) -> None:
         """Store all events; what was stored already stays single, so a failed call may be repeated whole."""

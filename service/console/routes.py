@@ -16,7 +16,7 @@ from service.background import in_daemon_thread
 from service.body import BodyBudget, deadline_of, parse, read_body
 from service.console.explanation import candidate_rows, generation, sequence_rows
 from service.engine import Engine, EngineRequest, build_engine
-from service.errors import BundleStoreError, EngineFailedError, StoreUnavailableError
+from service.errors import BundleStoreError, DeadlineExceededError, EngineFailedError, StoreUnavailableError
 from service.exclusions import excluded_indices
 from service.metrics import PREFIX
 from service.middleware import Receive, RequestContext
@@ -70,7 +70,7 @@ class _Console:
         deadline = deadline_of(context, self._settings.deadline_ms)
         try:
             behaviours = await self._service.store.read(asked.user_id, deadline)
-        except StoreUnavailableError:
+        except (StoreUnavailableError, DeadlineExceededError):
             behaviours = None  # the answer below says so
         behaviours = behaviours or StoredSequence([], [])
         recalled = await self._service.recall(asked.question(), deadline)
