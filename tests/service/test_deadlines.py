@@ -122,7 +122,9 @@ async def test_a_timer_that_fires_early_is_no_fault_of_redis(start: Any, engine:
 
     coalescer._fetch = held
     try:
-        recalled = await running.service.recall(RecallRequest(user_id="u"), FiredEarly(time.monotonic() + 0.05))
+        recalled = await running.service.recall(
+            RecallRequest(user_id="u"), FiredEarly(time.monotonic() + 0.05)
+        )
     finally:
         released.set()
     assert recalled.reason == "deadline"
