@@ -16,13 +16,17 @@ FUZZ_SECONDS ?=
 HASHED ?=
 NIGHTLY_DEMO_ARGS ?=
 
-.PHONY: help venv demo nightly-demo test stress console openapi lint sbom audit clean
+SCALE_VENV := .venv-scale
+SCALE_TESTS := tests/scale
+
+.PHONY: help venv demo nightly-demo test stress scale console openapi lint sbom audit clean
 
 help:
 	@echo "make demo    train, build a bundle, start Redis and the service, recall (DATA=log, DEMO_EXIT=1)"
 	@echo "make nightly-demo  three nights while a service answers; the second build is bad and refused"
 	@echo "make test    run every test"
 	@echo "make stress  faults and swaps under load on real processes (ONLY=\"swap flip\": these)"
+	@echo "make scale   several processes, machines and replicas, with Ray and Milvus in an environment of their own"
 	@echo "make console the console's tests in a real browser, and its pictures into docs/console"
 	@echo "make openapi  write docs/openapi.json anew after a change of the API"
 	@echo "make lint    ruff and mypy"
@@ -55,6 +59,17 @@ test: $(READY)
 stress: $(READY)
 	$(BIN)/python -m loadtest.stress.run $(ONLY) $(if $(FUZZ_SECONDS),--seconds $(FUZZ_SECONDS))
 
+# The second environment: Ray and Milvus bring 30 packages that nothing else needs.
+$(SCALE_VENV)/.ready: $(READY) requirements.scale.lock
+	$(PYTHON) -m venv $(SCALE_VENV)
+	$(SCALE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement requirements.lock --requirement requirements.scale.lock
+	$(SCALE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+scale: $(SCALE_VENV)/.ready
+	$(SCALE_VENV)/bin/python -m pytest $(SCALE_TESTS)
+
 console: $(READY)
 	@command -v chromedriver >/dev/null || { echo "chromium and chromedriver are needed: apt-get install chromium chromium-driver"; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock "selenium>=4.20"
@@ -79,4 +94,4 @@ audit: $(READY)
 	.venv-audit/bin/pip-audit --disable-pip --no-deps --requirement requirements.lock
 
 clean:
-	rm -rf $(VENV) .venv-audit sbom.json state .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(SCALE_VENV) .venv-audit sbom.json state .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
