@@ -80,6 +80,7 @@ def run_night(
     checks = _judge(night, run, candidate, gates, watcher)
     against = [check.name for check in refused(checks)]
     summary |= {"refused_by": against, "resumed": run.resumed} | _counts(candidate, night)
+    summary["checks"] = [check.record() for check in checks]
     if against and not settings.force:
         return {**summary, "outcome": "refused", "bundle": None, "candidate": str(candidate)}
     if against:

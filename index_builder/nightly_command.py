@@ -27,7 +27,8 @@ from index_builder.gate_limits import read_limits
 from index_builder.nightly import run_night
 from index_builder.nightly_inputs import NightSettings
 from index_builder.nightly_progress import NightProgress
-from index_builder.nightly_run import LAST, LOCK, write_json
+from index_builder.nightly_report import night_report
+from index_builder.nightly_run import LAST, LOCK, REPORT, write_json
 from index_builder.publish import Store
 from index_builder.quality import QualityError
 from index_builder.retention import Retention, parse_age
@@ -39,6 +40,7 @@ from model.continued import same_model
 from model.data.interactions import Interactions
 from model.log_options import reads_log_later
 from model.registry import MODELS
+from model.report.page import write_page
 from model.training import TrainingSettings
 
 EXIT_STATUS = {"published": 0, "nothing_new": 0, "failed": 1, "bad_input": 2, "refused": 3, "locked": 4}
@@ -172,12 +174,12 @@ def nightly(
             for path in _locks(opened, work):
                 locks.enter_context(builder_lock(path))
             with NightProgress() as progress:
-                summary = run_night(night, opened, work, read=read, watcher=progress)
-            write_json(work / LAST, _told(summary, began))
+                summary = _outcome(lambda: run_night(night, opened, work, read=read, watcher=progress))
+            _leave_report(work, _told(summary, began), opened)
         return summary
 
     summary = _outcome(job)
-    print(json.dumps(_told(summary, began)), flush=True)
+    print(json.dumps({**_told(summary, began), "checks": len(summary.get("checks", ()))}), flush=True)
     sys.exit(EXIT_STATUS[summary["outcome"]])
 
 
@@ -204,7 +206,17 @@ def _outcome(job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _told(summary: dict[str, Any], began: float) -> dict[str, Any]:
     outcome = summary["outcome"]
     ended = {"outcome": outcome, "exit_status": EXIT_STATUS[outcome]}
-    return {**ended, **summary, "seconds": round(time.time() - began, 1)}
+    moment = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return {**ended, **summary, "began": moment, "seconds": round(time.time() - began, 1)}
+
+
+def _leave_report(work: Path, told: dict[str, Any], store: Store) -> None:
+    """For programs and for people. The night has ended: what goes wrong here does not change how."""
+    try:
+        write_json(work / LAST, told)
+        write_page(work / REPORT, night_report(told, store.summaries() if store.bundle_ids() else []))
+    except Exception as error:
+        print(f"NO REPORT: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _locks(store: Store, work: Path) -> list[Path]:

@@ -5,7 +5,8 @@
         run.json        what was decided so far
         training/       as of `model.training`, which goes on from its last state
         candidate/<id>/ the sealed bundle, there when complete
-    last.json           the summary of the last run that ended
+    last.json           how the last run ended, with every gate's check
+    last.html           the same for a person
 
 Every step that counts is one rename; whatever a kill leaves half done has another name and is removed.
 """
@@ -25,6 +26,7 @@ from model.run_state import holds_state
 
 LOCK = "lock"
 LAST = "last.json"
+REPORT = "last.html"
 _RECORD = "run.json"
 
 

@@ -232,6 +232,7 @@ def test_a_real_build_killed_while_writing_leaves_a_complete_bundle_served(build
 def test_prune_says_what_it_does(index, build, tmp_path):
     store, oldest = build()
     for _ in range(2):
+        time.sleep(1.01 - time.time() % 1)  # an id holds the second: which of two was built last is known
         build()
     arguments = ("prune", store, "--keep", 1, "--younger-than", "0d")
     planned = f"would remove {oldest}\nkept 2, would remove 1 and 0 leftovers\n"

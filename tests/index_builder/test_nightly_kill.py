@@ -6,6 +6,7 @@ Kills before file operations and at random moments are in `tests/loadtest/test_s
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -123,16 +124,29 @@ def test_the_exit_status_says_what_a_scheduler_must_do(run, folder):
     impossible = ("--limit", "max_recall_drop=-10")
     status, published = run("--until", str(NOW - 86_400))
     assert (status, published["outcome"]) == (0, "published")
+    report = folder / "work" / "last.html"
+    assert f"<dd>{published['bundle']}</dd>" in report.read_text()
     status, refused = run(*impossible)
     assert (status, refused["outcome"], refused["refused_by"]) == (3, "refused", ["recall_at_20_drop"])
+    assert refused_gates(report) == ["recall_at_20_drop"]
     assert check_served(folder) == published["bundle"]
     status, again = run(*impossible)
     assert (status, again["outcome"], again["resumed"]) == (3, "refused", True)
     status, forced = run(*impossible, "--force")
     assert (status, forced["outcome"], forced["forced"]) == (0, "published", True)
     assert check_served(folder) == forced["bundle"]
+    assert "FORCED: published although refused by recall_at_20_drop" in report.read_text()
     assert json.loads((folder / "work" / "last.json").read_text())["bundle"] == forced["bundle"]
     assert run()[1]["outcome"] == "nothing_new"
+    assert "was made of these very inputs" in report.read_text()
+
+
+def refused_gates(report: Path) -> list[str]:
+    """The gates that the page marks."""
+    row = (
+        r'<tr><td>([a-z_0-9]+)<br><small>[^<]*</small></td>(?:<td>[^<]*</td>){2}<td><span class="bad">refused'
+    )
+    return re.findall(row, report.read_text())
 
 
 @pytest.mark.parametrize(
@@ -166,6 +180,7 @@ def test_training_that_fails_is_exit_status_1_and_the_next_run_goes_on(run, fold
     status, summary = run()
     assert (status, summary["outcome"]) == (1, "failed")
     assert "No space left" in summary["error"]
+    assert "No space left" in (folder / "work" / "last.html").read_text()
     monkeypatch.undo()
     assert finish(folder)["resumed"] is True
 
