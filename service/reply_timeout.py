@@ -2,7 +2,8 @@
 
 A busy loop runs the timers that are due before it looks at its sockets: with a plain timeout a reply that
 came in a millisecond is given up when the loop was away for thirty. So a timer that the loop was late for is
-given as long again, once and not longer than the limit itself: what lies in the socket is read meanwhile.
+given as long again, once and not longer than the limit itself: what lies in the socket is read meanwhile. And
+a turn of the loop begins with its timers, before the tasks whose replies the last turn read: they go first.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class ReplyTimeout:
         if late_s < LATE_S:
             self._give_up()
         else:
-            self._next = self._loop.call_later(min(late_s, self._seconds), self._give_up)
+            self._next = self._loop.call_later(min(late_s, self._seconds), self._after_the_woken)
+
+    def _after_the_woken(self) -> None:
+        self._next = self._loop.call_soon(self._give_up)
 
     def _give_up(self) -> None:
         self._limit.reschedule(self._loop.time())

@@ -180,6 +180,23 @@ async def test_what_redis_answered_while_the_loop_was_busy_is_not_a_timeout(prox
     await store.close()
 
 
+async def test_a_loop_that_is_busy_at_every_turn_still_hears_redis(proxy: FaultyProxy) -> None:
+    store = through(proxy, OPTIONS._replace(read_timeout_ms=25, breaker_threshold=1000))
+    await up(store)
+    await store.append([StoredEvent("u", "a", 1)])
+
+    async def refuse_many() -> None:
+        while True:
+            time.sleep(0.06)
+            await asyncio.sleep(0)
+
+    refusing = asyncio.create_task(refuse_many())
+    for _ in range(20):
+        assert await store.read("u", IN_TIME) is not None
+    refusing.cancel()
+    await store.close()
+
+
 async def test_a_busy_loop_does_not_hide_a_redis_that_does_not_answer(proxy: FaultyProxy) -> None:
     store = through(proxy, OPTIONS._replace(read_timeout_ms=25, breaker_threshold=1000))
     await up(store)
