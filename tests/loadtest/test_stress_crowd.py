@@ -171,7 +171,13 @@ def test_latency_counts_from_the_intended_send() -> None:
 def test_a_short_overload_refuses_answers_and_recovers() -> None:
     """Rates that this machine may not reach are not judged: only that everybody is answered or refused."""
     plan = dataclasses.replace(
-        overload.SHORT, multiples=(8.0,), ramp_s=0.5, normal_s=0.5, overload_s=1.0, first_rate=400.0
+        overload.SHORT,
+        multiples=(8.0,),
+        ramp_s=0.5,
+        normal_s=0.5,
+        peak_s=0.5,
+        overload_s=1.0,
+        first_rate=400.0,
     )
     figures = overload.overload_figures(plan, Options())
     (found,) = figures["overloads"]
