@@ -5,8 +5,8 @@ good answers a second at any rate up to and around it. A good answer is a 200 of
 within the deadline from its intended send. A machine that others share is not the same a minute later: so the
 rate of the peak is asked again right before and right after each overload, and the goodput of the overload is
 held against the mean of these two. The service has one processor, the generator another, where there are two.
-Whatever else runs on them takes from all rates; so good answers for each second of the service's own processor
-time are told beside those for each second.
+Whatever else runs on them takes from all rates; so good answers for each second of the service's own
+processor time are told beside those for each second.
 """
 
 from __future__ import annotations
