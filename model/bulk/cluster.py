@@ -81,7 +81,7 @@ class Cluster:
                     yield fields
         except self._ray.exceptions.RayError as error:
             raise BulkError(f"--ray: the cluster could not finish: {_last_line(error)}") from error
-        except TimeoutError as error:
+        except self._ray.data.exceptions.ExecutionTimeoutError as error:
             raise BulkError(
                 f"--ray: no block was finished within {_STALLED_AFTER_S} s: look at `ray status`; more nodes "
                 "may be needed, or fewer --threads"
