@@ -118,8 +118,8 @@ class Cluster:
             zero_copy_batch=True,
             compute=data.ActorPoolStrategy(size=size),
             # Half of what it uses: an actor must find room again on the nodes that are left when one dies.
+            # Ray Data spreads actors over the nodes by itself.
             num_cpus=threads / 2,
-            scheduling_strategy="SPREAD",
         )
 
 
@@ -165,6 +165,7 @@ def connect(address: str) -> Cluster:
     Raises BulkError when Ray is not installed or no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no figures about this use go anywhere
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised, and told in one line
     try:
         import ray
         import ray.data
