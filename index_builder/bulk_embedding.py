@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from index_builder.embed_items import embed_block, embed_items, gather_blocks, item_blocks
 from model.bulk.block_fields import Fields
-from model.bulk.cluster import Cluster, connect
+from model.bulk.cluster import Cluster, connected
 from model.bulk.shared_files import check_folder, folder_digest
 from model.checkpoint import checkpoint_folder, map_checkpoint
 from model.two_tower import TwoTower
@@ -23,11 +22,15 @@ def choose_embedding(
     """How a model's items are embedded: on the Ray cluster at the address `ray`, or here when it is empty.
 
     on_block: told by a cluster how many items are done
-    Raises BulkError when no cluster is there.
     """
     if not ray:
         return embed_items
-    return functools.partial(embed_items_on, connect(ray), checkpoint, threads=threads, on_block=on_block)
+
+    def embed(model: TwoTower) -> np.ndarray:
+        with connected(ray) as cluster:
+            return embed_items_on(cluster, checkpoint, model, threads=threads, on_block=on_block)
+
+    return embed
 
 
 def embed_items_on(

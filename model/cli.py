@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from model.bulk.cluster import connect
+from model.bulk.cluster import connected
 from model.bulk.ranking import rank_targets_on
 from model.command_options import (
     Device,
@@ -107,11 +108,8 @@ def evaluate(
     torch.set_num_threads(threads)
     place = _cpu_of_nodes(device) if ray else choose_device(device)
     trained = load_trained_on(log, checkpoint, place)
-    rank: Callable[..., np.ndarray] = functools.partial(rank_targets, device=place)
-    if ray:
-        rank = functools.partial(rank_targets_on, connect(ray), checkpoint, threads=threads)
     questions = _part(split_log(log, split), part)
-    with Progress(console=err) as bar:
+    with _ranker(ray, checkpoint, place, threads) as rank, Progress(console=err) as bar:
         total = min(len(questions), max_users or len(questions))
         task = bar.add_task(f"ranking {log.num_items:,} items", total=total)
         ranks = rank(
@@ -206,6 +204,16 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("interrupted; --resume goes on from here")
         sys.exit(130)
+
+
+@contextmanager
+def _ranker(ray: str, checkpoint: Path, device: str, threads: int) -> Iterator[Callable[..., np.ndarray]]:
+    """What ranks the questions: the nodes of the cluster at `ray`, or this process where it is empty."""
+    if not ray:
+        yield functools.partial(rank_targets, device=device)
+        return
+    with connected(ray) as cluster:
+        yield functools.partial(rank_targets_on, cluster, checkpoint, threads=threads)
 
 
 def _cpu_of_nodes(device: str) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from model.bulk.cluster import connect
+from model.bulk.cluster import connected
 from model.bulk.reading import read_interactions_on
 from model.data.interactions import Duplicates, Interactions, Rules
 from model.data.reader import Format, ReadOptions, read_interactions
@@ -73,7 +73,8 @@ def read_log(
     rules = Rules(min_interactions=min_interactions, max_per_user=max_per_user, duplicates=duplicates)
     with Console(stderr=True).status("reading the log"):
         if ray:
-            return read_interactions_on(connect(ray), data, options=options, rules=rules)
+            with connected(ray) as cluster:
+                return read_interactions_on(cluster, data, options=options, rules=rules)
         return read_interactions(data, options=options, rules=rules)
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -158,9 +159,10 @@ class _Host:
             yield to_table({"block": number, "problem": _one_line(error) or type(error).__name__})
 
 
-def connect(address: str) -> Cluster:
+@contextmanager
+def connected(address: str) -> Iterator[Cluster]:
     """The cluster at `address`: HOST:PORT, auto for the one that this machine belongs to, or local to start
-    one for this process alone. Further calls give the same cluster.
+    one on this machine that ends with the connection. Within a connection, this gives the same one.
 
     Raises BulkError when Ray is not installed or no cluster answers.
     """
@@ -175,7 +177,8 @@ def connect(address: str) -> Cluster:
         ) from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
-        return Cluster(ray)
+        yield Cluster(ray)
+        return
     if address not in ("local", "auto"):
         check_answers(address)
     try:
@@ -190,7 +193,10 @@ def connect(address: str) -> Cluster:
             f"--ray {address}: {_one_line(error)[:300]}; this machine must be a node of the cluster: "
             f"run `ray start --address=HOST:PORT` on it, or give --ray local"
         ) from error
-    return Cluster(ray)
+    try:
+        yield Cluster(ray)
+    finally:
+        ray.shutdown()
 
 
 def check_answers(address: str) -> None:

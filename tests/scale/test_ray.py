@@ -27,7 +27,7 @@ pytest.importorskip("ray")
 from index_builder.bulk_embedding import embed_items_on
 from index_builder.embed_items import embed_items
 from model.bulk import cluster as ray_cluster
-from model.bulk.cluster import Cluster, connect
+from model.bulk.cluster import Cluster, connected
 from model.bulk.ranking import rank_targets_on
 from model.bulk.reading import read_interactions_on
 from model.bulk.surroundings import BulkError
@@ -59,16 +59,14 @@ def nodes() -> Iterator[Any]:
         local.add_node(num_cpus=1, **OBJECT_STORE)
     local.wait_for_nodes()
     yield local
-    import ray
-
-    ray.shutdown()
     local.shutdown()
 
 
 @pytest.fixture(scope="module")
-def cluster(nodes: Any) -> Cluster:
+def cluster(nodes: Any) -> Iterator[Cluster]:
     torch.set_num_threads(1)
-    return connect(nodes.address)
+    with connected(nodes.address) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
