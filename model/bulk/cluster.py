@@ -190,7 +190,7 @@ def connected(address: str) -> Iterator[Cluster]:
         )
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise BulkError(
-            f"--ray {address}: {_one_line(error)[:300]}; this machine must be a node of the cluster: "
+            f"--ray {address}: {_one_line(error)[:300].rstrip('.')}; this machine must be a node of the cluster: "
             f"run `ray start --address=HOST:PORT` on it, or give --ray local"
         ) from error
     try:

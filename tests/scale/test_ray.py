@@ -44,8 +44,8 @@ from tests.untrained import untrained_checkpoint
 ROOT = Path(__file__).parents[2]
 NUM_WORKERS = 2
 OBJECT_STORE = {"object_store_memory": 150 << 20}
-DAT_ITEMS = 1_300_000
-"""Each of the 20 blocks of 65,536 items takes a second or so."""
+DAT_ITEMS = 900_000
+"""Each of the 14 blocks of 65,536 items takes a second or so."""
 
 
 @pytest.fixture(scope="module")
