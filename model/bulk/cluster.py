@@ -23,6 +23,8 @@ Worker = Callable[[dict[str, Any]], Iterator[Fields]]
 """worker(block) -> its results, one or more; a ValueError or an OSError ends the job, with its words"""
 
 _CONNECT_TIMEOUT_S = 5
+_SETTINGS = b"\x04"
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
 _STALLED_AFTER_S = 900
 """No block takes that long: nothing that finishes in the meantime means that nothing can run."""
 
@@ -200,17 +202,34 @@ def connected(address: str) -> Iterator[Cluster]:
 
 
 def check_answers(address: str) -> None:
-    """Raise BulkError unless something listens at `address`: Ray itself would try for a minute."""
+    """Raise BulkError unless something listens at `address` that may be Ray, which itself would try for minutes.
+
+    A cluster's head speaks gRPC: HTTP/2, whose every connection begins with a SETTINGS frame of the server
+    (RFC 9113, 3.4). One behind TLS says nothing to this; then it is left to Ray.
+    """
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdecimal() and 0 < int(port) < 65_536) or "/" in host:
         raise BulkError(f"--ray must be local, auto or the HOST:PORT of a cluster's head, got {address!r}")
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S) as connection:
+            connection.sendall(_HTTP2_PREFACE)
+            said = _first_bytes(connection)
     except OSError as error:
         raise BulkError(
             f"--ray {address}: no cluster answers there ({_one_line(error)}): start one with "
             f"`ray start --head --port={port}`, or give --ray local"
         ) from error
+    if said and said[3:4] != _SETTINGS:
+        raise BulkError(
+            f"--ray {address}: what answers there is not Ray: give the address of a cluster's head"
+        )
+
+
+def _first_bytes(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(9)
+    except OSError:
+        return b""
 
 
 def _one_line(error: BaseException) -> str:

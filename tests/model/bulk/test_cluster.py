@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model.bulk.block_fields import from_table, to_table
+from model.bulk.cluster import check_answers
 from model.bulk.reading import PieceReader
 from model.bulk.surroundings import surroundings_of, surroundings_problem
 
@@ -57,7 +60,12 @@ def test_fields_survive_their_table() -> None:
 
 @pytest.mark.parametrize("address", ["somewhere", "ray://host:10001", "host:0", ":6379", "host:99999"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
-    from model.bulk.cluster import check_answers
-
     with pytest.raises(ValueError, match="local, auto or the HOST:PORT"):
         check_answers(address)
+
+
+def test_what_is_not_ray_is_told_at_once() -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        with pytest.raises(ValueError, match="is not Ray"):
+            check_answers(f"127.0.0.1:{server.server_port}")
