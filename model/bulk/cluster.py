@@ -192,8 +192,8 @@ def connected(address: str) -> Iterator[Cluster]:
         )
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise BulkError(
-            f"--ray {address}: {_one_line(error)[:300].rstrip('.')}; this machine must be a node of the cluster: "
-            f"run `ray start --address=HOST:PORT` on it, or give --ray local"
+            f"--ray {address}: {_one_line(error)[:300].rstrip('.')}; this machine must be a node of the "
+            f"cluster: run `ray start --address=HOST:PORT` on it, or give --ray local"
         ) from error
     try:
         yield Cluster(ray)
@@ -202,7 +202,7 @@ def connected(address: str) -> Iterator[Cluster]:
 
 
 def check_answers(address: str) -> None:
-    """Raise BulkError unless something listens at `address` that may be Ray, which itself would try for minutes.
+    """Raise BulkError unless something listens at `address` that may be Ray: Ray itself tries for minutes.
 
     A cluster's head speaks gRPC: HTTP/2, whose every connection begins with a SETTINGS frame of the server
     (RFC 9113, 3.4). One behind TLS says nothing to this; then it is left to Ray.
