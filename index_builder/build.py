@@ -28,6 +28,7 @@ from index_builder.overlap import ann_overlap, tune
 from index_builder.publish import Store
 from index_builder.quality import Check, check_embeddings, check_overlap, require
 from model.checkpoint import Checkpoint
+from model.two_tower import TwoTower
 
 STAGES = (
     "embedding items",
@@ -54,6 +55,7 @@ def build_bundle(
     target_overlap: float = 0.99,
     catalogue: Mapping[str, Sequence[str]] | None = None,
     titles: Mapping[str, str] | None = None,
+    embed: Callable[[TwoTower], np.ndarray] = embed_items,
     report: Callable[[str], None] = lambda stage: None,
 ) -> str:
     """Build a bundle, add it to `store` without publishing it, and return its id.
@@ -62,7 +64,7 @@ def build_bundle(
     device: where the index is searched while it is measured   target_overlap: what an approximate index
     is tuned to, as overlap with exact search at 100   report: called with each of STAGES as it begins
     catalogue: item id -> features, by which new items can then be placed
-    titles: item id -> title, shown to people
+    titles: item id -> title, shown to people   embed: gives the embeddings of all items, (M, D) float32
     Raises ValueError for a checkpoint that cannot make a bundle, QualityError (a ValueError) for a build
     that fails a check, BundleError when the finished bundle does not read back right.
     """
@@ -74,6 +76,7 @@ def build_bundle(
         target_overlap=target_overlap,
         catalogue=catalogue,
         titles=titles,
+        embed=embed,
         report=report,
     )
     report(STAGES[4])
@@ -128,13 +131,14 @@ def draft_bundle(
     target_overlap: float = 0.99,
     catalogue: Mapping[str, Sequence[str]] | None = None,
     titles: Mapping[str, str] | None = None,
+    embed: Callable[[TwoTower], np.ndarray] = embed_items,
     report: Callable[[str], None] = lambda stage: None,
 ) -> Draft:
     """Embed, index, measure, record: the parameters, and what is raised, as of `build_bundle`."""
     _check_checkpoint(checkpoint)
     model = checkpoint.model
     report(STAGES[0])
-    embeddings = rows.embeddings(embed_items(model))
+    embeddings = rows.embeddings(embed(model))
     checks = check_embeddings(embeddings)
     require(checks)
     report(STAGES[1])

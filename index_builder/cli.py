@@ -81,9 +81,17 @@ def build(
     ] = None,
     signature_key: SignatureKey = None,
     publish: Annotated[bool, typer.Option(help="Serve the bundle when it is built and verified.")] = True,
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Embed the items on a Ray cluster: its head's HOST:PORT, auto, or local to start one here.",
+        ),
+    ] = "",
 ) -> None:
     """Build a bundle from a checkpoint, verify it and publish it."""
     from index_builder.build import STAGES, build_bundle
+    from index_builder.bulk_embedding import choose_embedding
     from index_builder.item_features import read_catalogue
     from index_builder.titles import read_titles
 
@@ -97,6 +105,10 @@ def build(
         def report(stage: str) -> None:
             progress.update(task, description=stage, advance=1)
 
+        def report_items(done: int) -> None:
+            progress.update(task, description=f"{STAGES[0]}: {done:,}")
+
+        embed = choose_embedding(ray, checkpoint, threads=threads, on_block=report_items)
         bundle_id = build_bundle(
             _read_checkpoint(checkpoint, device),
             store,
@@ -105,6 +117,7 @@ def build(
             target_overlap=target_overlap,
             catalogue=features,
             titles=titles,
+            embed=embed,
             report=report,
         )
         progress.update(task, description="built", advance=1)

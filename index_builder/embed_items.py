@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Collection
 
 import numpy as np
@@ -28,11 +28,30 @@ def embed_items(model: TwoTower) -> np.ndarray:
     with torch.inference_mode():
         if _is_table(model):
             return np.ascontiguousarray(model.item_embeddings().numpy())
-        embeddings = _mapped_array(model.num_items, model.item_embedding_rows(0, 1).shape[1])
-        for start in range(0, model.num_items, _BLOCK_ROWS):
-            rows = slice(start, min(start + _BLOCK_ROWS, model.num_items))
-            embeddings[rows] = model.item_embedding_rows(rows.start, rows.stop).float().cpu().numpy()
-        return embeddings
+    blocks = item_blocks(model.num_items)
+    return gather_blocks(model, ((block.start, embed_block(model, block)) for block in blocks))
+
+
+def item_blocks(num_items: int) -> Iterator[range]:
+    """The rows that are computed together: floats may differ in their last bit with other company."""
+    for start in range(0, num_items, _BLOCK_ROWS):
+        yield range(start, min(start + _BLOCK_ROWS, num_items))
+
+
+@torch.inference_mode()
+def embed_block(model: TwoTower, block: range) -> np.ndarray:
+    """-> (len(block), D) float32 on the host"""
+    return model.item_embedding_rows(block.start, block.stop).float().cpu().numpy()
+
+
+def gather_blocks(model: TwoTower, blocks: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
+    """(first row, embeddings) of every block, in a mapped file without a name.   -> (M, D) float32"""
+    with torch.inference_mode():
+        dim = model.item_embedding_rows(0, 1).shape[1]
+    embeddings = _mapped_array(model.num_items, dim)
+    for start, rows in blocks:
+        embeddings[start : start + len(rows)] = rows
+    return embeddings
 
 
 def _is_table(model: TwoTower) -> bool:

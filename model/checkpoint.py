@@ -104,17 +104,21 @@ def map_checkpoint(path: Path) -> Checkpoint:
     return _read(path, "cpu", _mapped_model, IdColumn)
 
 
+def checkpoint_folder(path: Path) -> Path:
+    """The checkpoint's own folder: `path`, or the best checkpoint in it where it is a run folder."""
+    path = Path(path)
+    recover_folder(path)
+    recover_folder(path / "checkpoint")
+    return path / "checkpoint" if (path / "checkpoint" / "manifest.json").is_file() else path
+
+
 def _read(
     path: Path,
     device: str,
     read_model: Callable[[dict[str, Any], Path], TwoTower],
     hold_ids: Callable[[pa.ChunkedArray], Collection[str]],
 ) -> Checkpoint:
-    path = Path(path)
-    recover_folder(path)
-    recover_folder(path / "checkpoint")
-    if (path / "checkpoint" / "manifest.json").is_file():
-        path = path / "checkpoint"
+    path = checkpoint_folder(path)
     manifest_path = path / "manifest.json"
     if not manifest_path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: {manifest_path.name} is missing; train one first")

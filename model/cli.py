@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from model.bulk.cluster import connected
+from model.bulk.ranking import rank_targets_on
 from model.command_options import (
     Device,
     ModelSettings,
@@ -30,7 +36,7 @@ from model.data.synthetic import generate_drift_log
 from model.evaluation import metrics_of_ranks, rank_targets
 from model.experiments.commands import compare_command, search_command, training_speed_command
 from model.experiments.job_pool import JobError
-from model.log_options import reads_log
+from model.log_options import RayAddress, reads_log
 from model.noise_schedule import BETA_SHAPES, NoiseSchedule, exponential_constants
 from model.registry import MODELS, build_model
 from model.report_command import report_command
@@ -94,20 +100,21 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     threads: Threads = 1,
+    ray: RayAddress = "",
 ) -> None:
     """Print Recall@K and MRR@K of a checkpoint, ranking every item for each held-out behaviour."""
     import torch
 
     torch.set_num_threads(threads)
-    trained = load_trained_on(log, checkpoint, choose_device(device))
+    place = _cpu_of_nodes(device) if ray else choose_device(device)
+    trained = load_trained_on(log, checkpoint, place)
     questions = _part(split_log(log, split), part)
-    with Progress(console=err) as bar:
+    with _ranker(ray, checkpoint, place, threads) as rank, Progress(console=err) as bar:
         total = min(len(questions), max_users or len(questions))
         task = bar.add_task(f"ranking {log.num_items:,} items", total=total)
-        ranks = rank_targets(
+        ranks = rank(
             trained.model,
             questions,
-            device=choose_device(device),
             seed=seed,
             mask_seen=mask_seen,
             hide_request_time=hide_request_time,
@@ -197,6 +204,22 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("interrupted; --resume goes on from here")
         sys.exit(130)
+
+
+@contextmanager
+def _ranker(ray: str, checkpoint: Path, device: str, threads: int) -> Iterator[Callable[..., np.ndarray]]:
+    """What ranks the questions: the nodes of the cluster at `ray`, or this process where it is empty."""
+    if not ray:
+        yield functools.partial(rank_targets, device=device)
+        return
+    with connected(ray) as cluster:
+        yield functools.partial(rank_targets_on, cluster, checkpoint, threads=threads)
+
+
+def _cpu_of_nodes(device: str) -> str:
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"device: with --ray the nodes rank on their CPUs, got {device!r}: leave it out")
+    return "cpu"
 
 
 def _part(split: Split, name: str) -> EvaluationSet:

@@ -52,24 +52,23 @@ def rank_targets(
     hide_request_time: bool = False,
     max_queries: int | None = None,
     on_batch: Callable[[int], None] | None = None,
+    generator: torch.Generator | None = None,
 ) -> np.ndarray:
     """The rank of each target among all M items.
 
     mask_seen: rank only items the user has not seen   hide_request_time: do not tell when the target came
     max_queries: evaluate an evenly spread part only   on_batch: told the number of queries done
+    generator: draws the diffusion noise in place of a new one of `seed`, and stands behind it afterwards
     -> (Q,) int64, 1 being first
     """
-    queries = np.arange(len(evaluation))
-    if max_queries is not None and max_queries < len(queries):
-        queries = np.linspace(0, len(queries) - 1, max_queries).astype(int)
     ranks = []
     for scores, target, sequences in score_in_batches(
         model,
         evaluation,
-        queries,
+        chosen_queries(len(evaluation), max_queries),
         device=device,
         batch_size=batch_size,
-        seed=seed,
+        generator=generator or torch.Generator(device=device).manual_seed(seed),
         hide_request_time=hide_request_time,
         on_batch=on_batch,
     ):
@@ -79,6 +78,13 @@ def rank_targets(
     return np.concatenate(ranks)
 
 
+def chosen_queries(count: int, max_queries: int | None) -> np.ndarray:
+    """All of `count` queries, or `max_queries` of them evenly spread.   -> (Q,) int64"""
+    if max_queries is not None and max_queries < count:
+        return np.linspace(0, count - 1, max_queries).astype(int)
+    return np.arange(count)
+
+
 def score_in_batches(
     model: TwoTower,
     evaluation: EvaluationSet,
@@ -86,7 +92,7 @@ def score_in_batches(
     *,
     device: str,
     batch_size: int,
-    seed: int,
+    generator: torch.Generator,
     hide_request_time: bool,
     on_batch: Callable[[int], None] | None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[UserSequence]]]:
@@ -98,7 +104,6 @@ def score_in_batches(
     was_training = model.training
     model.eval()
     score = _scorer_of(model)
-    generator = torch.Generator(device=device).manual_seed(seed)
     for first in range(0, len(queries), batch_size):
         chosen = queries[first : first + batch_size]
         sequences = [evaluation.sequence(int(query)) for query in chosen]
@@ -156,5 +161,9 @@ def _noise_for(model: TwoTower, batch: SequenceBatch, generator: torch.Generator
     if not model.num_steps:
         return None
     num_rows, length = batch.item_index.shape
-    shape = (num_rows * model.num_routes, length, model.noise_dim)
-    return fresh_noise(shape, generator.device, generator)
+    return fresh_noise(noise_shape(model, num_rows, length), generator.device, generator)
+
+
+def noise_shape(model: TwoTower, num_rows: int, length: int) -> tuple[int, int, int]:
+    """(B * R, N, D) of the noise of a batch of B rows padded to N."""
+    return num_rows * model.num_routes, length, model.noise_dim

@@ -12,9 +12,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from model.bulk.cluster import connected
+from model.bulk.reading import read_interactions_on
 from model.data.interactions import Duplicates, Interactions, Rules
 from model.data.reader import Format, ReadOptions, read_interactions
 from model.data.timestamps import TimeUnit
+
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Use a Ray cluster: its head's HOST:PORT, auto for the one this machine belongs to, or local to "
+        "start one here. Needs the extra ray, and files that every node sees at the same path.",
+    ),
+]
 
 
 def read_log(
@@ -46,6 +58,7 @@ def read_log(
     duplicates: Annotated[
         Duplicates, typer.Option(help="Which of a user's repeats of an item stay.")
     ] = "keep",
+    ray: RayAddress = "",
 ) -> Interactions:
     """Read the log that the options name."""
     options = ReadOptions(
@@ -59,11 +72,17 @@ def read_log(
     )
     rules = Rules(min_interactions=min_interactions, max_per_user=max_per_user, duplicates=duplicates)
     with Console(stderr=True).status("reading the log"):
+        if ray:
+            with connected(ray) as cluster:
+                return read_interactions_on(cluster, data, options=options, rules=rules)
         return read_interactions(data, options=options, rules=rules)
 
 
 def reads_log(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `read_log`; its parameter `log` is what they read."""
+    """Give a command the options of `read_log`; its parameter `log` is what they read.
+
+    An option that the command has among its own parameters is given to both.
+    """
     return _with_log_options(command, "log", lambda **ours: read_log(**ours))
 
 
@@ -86,7 +105,8 @@ def _with_log_options(
 
     @functools.wraps(command)
     def with_log(**given: Any) -> None:
-        ours = {option: given.pop(option) for option in log_parameters}
+        ours = {option: given[option] for option in log_parameters}
+        given = {option: value for option, value in given.items() if option in own_parameters}
         command(**{name: value_of(**ours)}, **given)
 
     log_parameters = inspect.signature(read_log).parameters

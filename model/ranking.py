@@ -57,7 +57,7 @@ def rank_and_list(
         np.arange(len(questions)),
         device=device,
         batch_size=batch_size,
-        seed=seed,
+        generator=torch.Generator(device=device).manual_seed(seed),
         hide_request_time=hide_request_time,
         on_batch=on_batch,
     ):

@@ -32,6 +32,18 @@ class BadRows:
         """Count rows that can be used."""
         self.rows += count
 
+    def add_counts(self, rows: int, bad: int, first: str) -> None:
+        """Count what another tally counted of the rows that follow.   first: its first bad row in words"""
+        self._first = self._first or first
+        self.rows += rows
+        self.bad += bad
+
+    def take(self) -> tuple[int, int, str]:
+        """Rows, bad ones among them and the first of these in words; the tally begins anew."""
+        taken = (self.rows, self.bad, self._first)
+        self.rows, self.bad, self._first = 0, 0, ""
+        return taken
+
     def check(self, max_share: float | None = None) -> None:
         """Raise DataError when more than `max_share` (default: the log's) of the rows so far are bad."""
         limit = self._max_share if max_share is None else max_share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +23,34 @@ _HOPELESS_ROWS = 100_000
 _HOPELESS_SHARE = 0.5
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedPart:
+    """Some rows of a piece of a log, encoded by themselves: what `LogEncoder.add_part` puts together again.
+
+    user, item: (R,) int32 codes of the piece   time_ms: (R,) int64, empty for a log without times
+    user_ids, item_ids: the piece's ids since the part before, whose codes go on from there
+    num_kept, num_rows, num_bad, first_bad: what was counted since the part before
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    time_ms: np.ndarray
+    user_ids: list[str]
+    item_ids: list[str]
+    num_kept: int
+    num_rows: int
+    num_bad: int
+    first_bad: str
+
+
+class PieceCodes:
+    """What the codes of one piece are in the whole log's vocabularies.   users, items: (ids so far,) int32"""
+
+    def __init__(self) -> None:
+        self.users = np.empty(0, dtype=np.int32)
+        self.items = np.empty(0, dtype=np.int32)
+
+
 class LogEncoder:
     """Takes in a log batch by batch and keeps 16 bytes a row.
 
@@ -36,6 +65,7 @@ class LogEncoder:
         self._hopeless_share = max(_HOPELESS_SHARE, max_bad_share)
         self._skip_impossible_times = skip_impossible_times
         self._num_kept = 0
+        self._num_told = (0, 0)  # users, items whose ids a part has told
         self._user = GrowingColumn(np.int32)
         self._item = GrowingColumn(np.int32)
         self._time_ms = GrowingColumn(np.int64)
@@ -60,6 +90,44 @@ class LogEncoder:
         self._item.append(item[usable])
         self._num_kept += len(usable)
         self._count(usable, num_filtered, batch, path=path, layout=layout, times=times)
+
+    def __len__(self) -> int:
+        return len(self._user)
+
+    def take_part(self) -> EncodedPart:
+        """The rows, ids and counts since the last part."""
+        num_rows, num_bad, first_bad = self.bad_rows.take()
+        num_kept, self._num_kept = self._num_kept, 0
+        told_users, told_items = self._num_told
+        self._num_told = (len(self.users), len(self.items))
+        return EncodedPart(
+            self._user.take(),
+            self._item.take(),
+            self._time_ms.take(),
+            self.users.ids()[told_users:],
+            self.items.ids()[told_items:],
+            num_kept,
+            num_rows,
+            num_bad,
+            first_bad,
+        )
+
+    def add_part(self, part: EncodedPart, codes: PieceCodes) -> None:
+        """Take in what another encoder read of a piece: the same ids, rows and counts as by reading it here.
+
+        codes: of that piece, empty at its first part; parts and pieces must come in the log's order
+        Raises DataError for a hopeless log.
+        """
+        new_users = self.users.encode(pa.array(part.user_ids, pa.string()))
+        new_items = self.items.encode(pa.array(part.item_ids, pa.string()))
+        codes.users = np.concatenate([codes.users, new_users])
+        codes.items = np.concatenate([codes.items, new_items])
+        self._user.append(codes.users[part.user])
+        self._item.append(codes.items[part.item])
+        self._time_ms.append(part.time_ms)
+        self._num_kept += part.num_kept
+        self.bad_rows.add_counts(part.num_rows, part.num_bad, part.first_bad)
+        self._refuse_if_hopeless()
 
     def rows(self, layout: Layout) -> Rows:
         """All usable rows, in file order; the encoder is empty of rows afterwards.
@@ -104,6 +172,9 @@ class LogEncoder:
 
         self.bad_rows.add(len(bad), path, first)
         self.bad_rows.add_good(len(usable) - len(bad) + num_filtered)
+        self._refuse_if_hopeless()
+
+    def _refuse_if_hopeless(self) -> None:
         if self.bad_rows.rows >= _HOPELESS_ROWS:
             self.bad_rows.check(self._hopeless_share)
 

@@ -86,9 +86,18 @@ def column_names(path: Path) -> list[str]:
     return read_header(path)
 
 
-def scan(path: Path, layout: Layout, bad_rows: BadRows) -> Iterator[LogBatch]:
+def rows_of_groups(path: Path) -> list[int]:
+    """How many rows each row group of a Parquet file holds.   Raises DataError when it cannot be read."""
+    with _open_parquet(path) as file:
+        return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+
+
+def scan(
+    path: Path, layout: Layout, bad_rows: BadRows, *, row_groups: range | None = None
+) -> Iterator[LogBatch]:
     """The layout's columns of a file, batch by batch, in file order.
 
+    row_groups: of a Parquet file, only these, which follow each other
     Raises DataError for a missing column, a column that cannot hold ids or times, or a broken file;
     rows that a CSV parser cannot split go to `bad_rows`.
     """
@@ -97,7 +106,7 @@ def scan(path: Path, layout: Layout, bad_rows: BadRows) -> Iterator[LogBatch]:
     if missing:
         raise DataError(_missing_column(path, missing[0], names, layout))
     if has_suffix(path, PARQUET_SUFFIXES):
-        yield from _scan_parquet(path, layout)
+        yield from _scan_parquet(path, layout, row_groups)
         return
     columns = layout.columns
     lines = scan_csv(
@@ -154,7 +163,7 @@ def _missing_column(path: Path, column: str, names: Sequence[str], layout: Layou
     return f"{path}: no column {column!r}; it has: {shown}. Remedy: {remedy}"
 
 
-def _scan_parquet(path: Path, layout: Layout) -> Iterator[LogBatch]:
+def _scan_parquet(path: Path, layout: Layout, row_groups: range | None) -> Iterator[LogBatch]:
     with _open_parquet(path) as file:
         schema = file.schema_arrow
         for column in (layout.user_column, layout.item_column):
@@ -162,8 +171,11 @@ def _scan_parquet(path: Path, layout: Layout) -> Iterator[LogBatch]:
         if layout.timestamp_column:
             time = layout.timestamp_column
             check_time_type(schema.field(time).type, column=time, path=path)
-        first_row = 1
-        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=list(layout.columns), use_threads=False)
+        groups = range(file.num_row_groups) if row_groups is None else row_groups
+        first_row = 1 + sum(file.metadata.row_group(number).num_rows for number in range(groups.start))
+        batches = file.iter_batches(
+            batch_size=_BATCH_ROWS, row_groups=list(groups), columns=list(layout.columns), use_threads=False
+        )
         try:
             for batch in batches:
                 columns = {name: batch.column(name) for name in layout.columns}

@@ -76,29 +76,43 @@ def read_interactions(
     if isinstance(paths, str | Path):
         raise TypeError("paths must be a sequence of paths, got a single one")
     files = list_files([Path(path) for path in paths], options.format)
-    encoder = LogEncoder(
-        now=int(time.time()) if options.now is None else options.now,
-        max_bad_share=options.max_bad_share,
-        skip_impossible_times=options.skip_impossible_times,
-    )
+    encoder = encoder_for(options)
     layout: Layout | None = None
     for path in files:
-        layout = _layout_of(path, options, previous=layout)
+        layout = layout_of(path, options, previous=layout)
         times = layout.times()
         for batch in scan(path, layout, encoder.bad_rows):
             encoder.add(batch, path=path, layout=layout, times=times)
             if progress is not None:
                 progress(encoder.bad_rows.rows)
     assert layout is not None
+    return interactions_of(encoder, layout, num_files=len(files), rules=rules)
+
+
+def encoder_for(options: ReadOptions) -> LogEncoder:
+    """An encoder that has read nothing yet."""
+    return LogEncoder(
+        now=int(time.time()) if options.now is None else options.now,
+        max_bad_share=options.max_bad_share,
+        skip_impossible_times=options.skip_impossible_times,
+    )
+
+
+def interactions_of(encoder: LogEncoder, layout: Layout, *, num_files: int, rules: Rules) -> Interactions:
+    """What `encoder` has read of all files, after `rules`.   layout: of the last file"""
     rows = encoder.rows(layout)
-    plural = "" if len(files) == 1 else "s"
-    note = f"{layout.format} format, {len(files):,} file{plural}, {encoder.note(layout)}"
+    plural = "" if num_files == 1 else "s"
+    note = f"{layout.format} format, {num_files:,} file{plural}, {encoder.note(layout)}"
     return apply_rules(
         rows, user_ids=encoder.users.ids(), item_ids=encoder.items.ids(), rules=rules, note=note
     )
 
 
-def _layout_of(path: Path, options: ReadOptions, *, previous: Layout | None) -> Layout:
+def layout_of(path: Path, options: ReadOptions, *, previous: Layout | None) -> Layout:
+    """How to read `path`.   previous: of the file before it
+
+    Raises DataError for a file that cannot be read, or that is of another format than the one before it.
+    """
     event_log = Layout(
         "event_log", options.user_column, options.item_column, options.timestamp_column, options.time_unit
     )

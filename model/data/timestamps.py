@@ -36,6 +36,11 @@ class TimeColumn:
         self._unit = unit
 
     @property
+    def unit(self) -> TimeUnit:
+        """The unit of numbers, "auto" as long as none has been seen."""
+        return self._unit
+
+    @property
     def unit_name(self) -> str:
         """The unit as people call it."""
         return "milliseconds" if self._unit == "ms" else "seconds"
