@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ from model.experiments.commands import compare_command, search_command, training
 from model.experiments.job_pool import JobError
 from model.log_options import reads_log
 from model.noise_schedule import BETA_SHAPES, NoiseSchedule, exponential_constants
+from model.ranks import LostRankError, name_of_rank
 from model.registry import MODELS, build_model
 from model.report_command import report_command
 from model.schedule_figure import plot_schedules
@@ -189,14 +191,19 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        _complain(error)
         sys.exit(2)
-    except (FloatingPointError, JobError) as error:
-        err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    except (FloatingPointError, JobError, LostRankError) as error:
+        _complain(error)
         sys.exit(3)
     except KeyboardInterrupt:
         err.print("interrupted; --resume goes on from here")
         sys.exit(130)
+
+
+def _complain(error: Exception) -> None:
+    text = f"{name_of_rank(os.environ)}error: {error}"
+    err.print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _part(split: Split, name: str) -> EvaluationSet:

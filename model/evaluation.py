@@ -52,11 +52,13 @@ def rank_targets(
     hide_request_time: bool = False,
     max_queries: int | None = None,
     on_batch: Callable[[int], None] | None = None,
+    rank: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> np.ndarray:
     """The rank of each target among all M items.
 
     mask_seen: rank only items the user has not seen   hide_request_time: do not tell when the target came
     max_queries: evaluate an evenly spread part only   on_batch: told the number of queries done
+    rank: what to take for `rank_of`, when the model's item embeddings are a part of all items
     -> (Q,) int64, 1 being first
     """
     queries = np.arange(len(evaluation))
@@ -75,7 +77,7 @@ def rank_targets(
     ):
         if mask_seen:
             mask_seen_items(scores, sequences, target)
-        ranks.append(rank_of(scores, target).cpu().numpy())
+        ranks.append((rank or rank_of)(scores, target).cpu().numpy())
     return np.concatenate(ranks)
 
 
