@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 Value = TypeVar("Value")
 
@@ -50,11 +51,13 @@ class Ranks:
 
     def add_up(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of every process's `value`, which is left as it is.   any shape -> the same"""
-        if self.count == 1:
-            return value
-        total = value.clone()
-        distributed.all_reduce(total)
-        return total
+        return value if self.count == 1 else self.add_up_in_place(value.clone())
+
+    def add_up_in_place(self, value: torch.Tensor) -> torch.Tensor:
+        """Make `value` the sum of every process's.   any shape -> the same tensor"""
+        if self.count > 1:
+            distributed.all_reduce(value)
+        return value
 
     def unite(self, flags: torch.Tensor) -> None:
         """Set in place what any process has set.   flags: bool, any shape"""
@@ -108,7 +111,7 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
     if device == "cuda":
         _take_gpu(int(environment.get("LOCAL_RANK", rank)))
     try:
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=LONGEST_WAIT)
+        _meet("nccl" if device == "cuda" else "gloo", environment)
         yield Ranks(rank, count, device)
     except RuntimeError as error:
         if not _is_of_a_collective(error):
@@ -123,6 +126,13 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
 def name_of_rank(environment: Mapping[str, str]) -> str:
     """What a message of this process begins with: "rank 1: ", or nothing when it is alone."""
     return f"rank {environment.get('RANK')}: " if int(environment.get("WORLD_SIZE", "1")) > 1 else ""
+
+
+def _meet(backend: str, environment: Mapping[str, str]) -> None:
+    """`torchrun` keeps its meeting place when it starts all again; what the dead left there would mislead."""
+    store, rank, count = next(rendezvous("env://", timeout=LONGEST_WAIT))
+    attempt = distributed.PrefixStore(f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    distributed.init_process_group(backend, store=attempt, rank=rank, world_size=count, timeout=LONGEST_WAIT)
 
 
 def _take_gpu(local_rank: int) -> None:

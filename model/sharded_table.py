@@ -33,7 +33,7 @@ class RowShardedTable(nn.Embedding):
         super().__init__(*rows_here.shape, _weight=rows_here)
         self.num_items = num_items
         self.ranks = ranks
-        self.weight.register_hook(self._own_gradient)
+        self.weight.register_hook(_without_padding)
 
     def forward(self, index: torch.Tensor) -> torch.Tensor:
         """Every process calls this together, each with an index of its own.   (...) long -> (..., D)"""
@@ -79,12 +79,6 @@ class RowShardedTable(nn.Embedding):
                 into = table[1 + rank :: self.ranks.count][first : first + len(sent)]
                 into.copy_(part[: len(into)])
         return table
-
-    def _own_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The sum over the whole batch, for every process scaled its loss as a mean over them needs."""
-        gradient = gradient / self.ranks.count
-        gradient[0] = 0  # padding
-        return gradient
 
 
 def shard_table(model: TwoTower, optimizer: torch.optim.Optimizer, ranks: Ranks) -> RowShardedTable:
@@ -149,6 +143,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, table: R
     assert table.weight.grad is not None
     norm = (rest + table.ranks.add_up(table.weight.grad.square().sum())).sqrt()
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+
+
+def _without_padding(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.index_fill(0, torch.zeros(1, dtype=torch.long, device=gradient.device), 0)
 
 
 def _rows_here(table: torch.Tensor, ranks: Ranks) -> torch.Tensor:

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.batch import Sequence
-from model.checkpoint import Checkpoint, CheckpointError, current_git_commit, save_checkpoint
+from model.best_checkpoint import best_checkpoint
+from model.checkpoint import CheckpointError, save_checkpoint
 from model.compute_clock import compute_clock
 from model.counted import CountedTower
 from model.data.dataset import Split
@@ -37,12 +37,6 @@ from model.split_loss import SplitLoss
 from model.training_settings import TrainingSettings, learning_rate_at
 from model.two_tower import TwoTower
 from model.warm_start import WarmStart, check_items_continue, continue_from, item_tensors
-
-NUM_POPULAR = 1_000
-NUM_CANARIES = 8
-NUM_TUNING = 256
-"""Users on whom the index is tuned and measured. Embeddings of one user after each behaviour are alike: those
-of 8 users tell little of others, however many they are."""
 
 
 @dataclass(frozen=True)
@@ -306,50 +300,27 @@ class _Run:
         )
 
     def _save_best(self, metrics: dict[str, float]) -> None:
-        save_checkpoint(
-            self.out / "checkpoint",
-            Checkpoint(
-                model=self.model,
-                model_name=self.model_name,
-                model_config=self.model_config,
-                item_ids=self.split.train.item_ids,
-                popular=self._popular(),
-                canary=self._sequences(NUM_CANARIES),
-                tuning=self._sequences(NUM_TUNING),
-                metrics={f"validation/{name}": value for name, value in metrics.items()},
-                dataset_id=self.split.train.fingerprint,
-                seed=self.settings.seed,
-                git_commit=current_git_commit(),
-                settings={
-                    **dataclasses.asdict(self.settings),
-                    "split": self.split.name,
-                    "epoch": self.state.epoch,
-                    "train_seconds": round(self.state.seconds, 1),
-                    "continued_from": self.description.get("continued_from"),
-                },
-            ),
+        best = best_checkpoint(
+            self.model,
+            self.split,
+            model_name=self.model_name,
+            model_config=self.model_config,
+            metrics={f"validation/{name}": value for name, value in metrics.items()},
+            settings={
+                **dataclasses.asdict(self.settings),
+                "split": self.split.name,
+                "epoch": self.state.epoch,
+                "train_seconds": round(self.state.seconds, 1),
+                "continued_from": self.description.get("continued_from"),
+            },
         )
+        save_checkpoint(self.out / "checkpoint", best)
 
     def _load_best_metrics(self) -> dict[str, float]:
         manifest = self.out / "checkpoint" / "manifest.json"
         if not manifest.exists():
             raise CheckpointError(f"{self.out} ended without a checkpoint; remove it and train again")
         return dict(json.loads(manifest.read_text())["metrics"])
-
-    def _popular(self) -> np.ndarray:
-        counts = self.split.train.item_counts()
-        order = np.argsort(-counts, kind="stable")[:NUM_POPULAR]
-        return (order + 1).astype(np.int32)
-
-    def _sequences(self, count: int) -> list[Sequence]:
-        """Of `count` validation users, or all, evenly spread."""
-        chosen = np.linspace(0, len(self.split.validation) - 1, count).astype(int)
-        sequences = [self.split.validation.sequence(int(query)) for query in np.unique(chosen)]
-        length = self.model.max_length
-        return [
-            Sequence(entry.item_index[-length:], entry.timestamp[-length:], entry.request_time)
-            for entry in sequences
-        ]
 
 
 def _device_has_bf16(device: str) -> bool:

@@ -26,16 +26,28 @@ from tests.model.training_process import CASES, SETTINGS, InterruptedHereError, 
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
 SMALL = [part for name, value in TINY.items() for part in ("--set", f"{name}={json.dumps(value)}")]
 
 
+def _torchrun(*options: object) -> list[object]:
+    """`torchrun`, up to the command that it starts twice; both are forks."""
+    run = [forked.python(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    return [*run, *options, "--no-python", forked.python()]
+
+
 def _close(left: Path, right: Path) -> bool:
-    """Whether two runs ended with the same weights, optimiser and random state."""
+    """Whether two runs ended with the same weights, optimiser and random state.
+
+    Softmax does not feel a bias of all keys: its gradient is rounding, which the optimiser makes steps of.
+    """
     one, other = (load_file(out / "state" / "state.safetensors") for out in (left, right))
     assert one.keys() == other.keys()
     assert np.array_equal(one["random.cpu"], other["random.cpu"])
-    return all(np.allclose(one[name], other[name], rtol=1e-3, atol=1e-4) for name in one)
+    return all(
+        np.allclose(one[name], other[name], rtol=1e-3, atol=1e-5)
+        for name in one
+        if not name.startswith("model.") or not name.endswith("of_key_value.bias")
+    )
 
 
 def test_two_processes_of_torchrun_make_the_losses_and_the_weights_of_one(tmp_path: Path) -> None:
@@ -48,9 +60,7 @@ def test_two_processes_of_torchrun_make_the_losses_and_the_weights_of_one(tmp_pa
             losses_of(case, tmp_path / "two" / case, stop_at=6)
     alone = {case: losses_of(case, tmp_path / "one" / case) for case in CASES}
     program = ROOT / "tests" / "model" / "training_process.py"
-    ran = forked.run(
-        [forked.python(), *TORCHRUN, program, tmp_path / "two", *CASES], env=LOOPBACK, timeout=200
-    )
+    ran = forked.run([*_torchrun(), program, tmp_path / "two", *CASES], env=LOOPBACK, timeout=200)
     assert ran.returncode == 0, ran.stderr
     for case, losses in alone.items():
         together = json.loads((tmp_path / "two" / f"{case}.json").read_text())
@@ -75,7 +85,7 @@ def _log_file(folder: Path) -> Path:
 
 
 def _command(log: Path, out: Path, *more: object) -> list[object]:
-    options = ("--epochs", 12, "--patience", 12, "--batch-size", 8, "--set", "dropout=0.2", *SMALL)
+    options = ("--epochs", 6, "--patience", 6, "--batch-size", 8, "--set", "dropout=0.2", *SMALL)
     return ["-m", "model.cli", "train", "--data", log, "--out", out, *options, *more]
 
 
@@ -104,7 +114,7 @@ def test_a_killed_process_ends_the_other_with_a_message_and_one_process_goes_on(
         )
         for rank in range(2)
     )
-    _read_until(first, "epoch 2/12")
+    _read_until(first, "epoch 2/6")
     second.kill()
     _, said = first.communicate(60)
     second.communicate(60)
@@ -122,12 +132,12 @@ def test_a_killed_process_ends_the_other_with_a_message_and_one_process_goes_on(
 def test_torchrun_ends_all_when_one_cannot_go_on_and_starts_again_when_asked(tmp_path: Path) -> None:
     log, out = _log_file(tmp_path), tmp_path / "run"
     process = forked.start(
-        [forked.python(), *TORCHRUN, "--max-restarts", 1, *_command(log, out, "--resume")],
+        [*_torchrun("--max-restarts", 1), *_command(log, out, "--resume")],
         env=LOOPBACK,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    _read_until(process, "epoch 2/12")
+    _read_until(process, "epoch 2/6")
     ranks = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
@@ -138,9 +148,9 @@ def test_torchrun_ends_all_when_one_cannot_go_on_and_starts_again_when_asked(tmp
     assert process.returncode == 0, said
     assert told is not None
     assert told.count("trained t2diff") == 1, "the first process alone prints"
-    assert json.loads((out / "state" / "run.json").read_text())["state"]["epoch"] == 12
+    assert json.loads((out / "state" / "run.json").read_text())["state"]["epoch"] == 6
 
-    again = forked.run([forked.python(), *TORCHRUN, *_command(log, out)], env=LOOPBACK, timeout=100)
+    again = forked.run([*_torchrun(), *_command(log, out)], env=LOOPBACK, timeout=100)
     assert again.returncode != 0
     assert re.search(r"rank 0: error: out: .* holds a run already; give --resume", again.stderr)
 
