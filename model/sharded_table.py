@@ -30,7 +30,7 @@ class RowShardedTable(nn.Embedding):
     """
 
     def __init__(self, rows_here: torch.Tensor, num_items: int, ranks: Ranks) -> None:
-        super().__init__(*rows_here.shape, _weight=rows_here)
+        super().__init__(len(rows_here), rows_here.shape[1], _weight=rows_here)
         self.num_items = num_items
         self.ranks = ranks
         self.weight.register_hook(_without_padding)
@@ -111,7 +111,7 @@ def shard_table(model: TwoTower, optimizer: torch.optim.Optimizer, ranks: Ranks)
 
 
 @contextmanager
-def assembled(model: T2Diff, optimizer: torch.optim.Optimizer, table: RowShardedTable) -> Iterator[None]:
+def assembled(model: TwoTower, optimizer: torch.optim.Optimizer, table: RowShardedTable) -> Iterator[None]:
     """`model` and `optimizer` with the whole table in the first process's host memory, for writing files.
 
     Every process calls this together; what is inside is for the first one.
@@ -124,7 +124,8 @@ def assembled(model: T2Diff, optimizer: torch.optim.Optimizer, table: RowSharded
     if not table.ranks.is_first:
         yield
         return
-    whole = nn.Embedding(*weight.shape, padding_idx=0, _weight=weight)
+    whole = nn.Embedding(len(weight), weight.shape[1], padding_idx=0, _weight=weight)
+    assert isinstance(model, T2Diff)
     model.item_table = whole
     if entry:
         optimizer.state[whole.weight] = entry

@@ -8,7 +8,6 @@ have to be told which parameters some settings leave without a gradient, and of 
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from model.batch import SequenceBatch
 from model.batch_part import BatchPart, computing_part
@@ -25,7 +24,7 @@ class SplitLoss:
     apart: a parameter of which each process has rows of its own, whose gradient is complete in each
     """
 
-    def __init__(self, model: TwoTower, ranks: Ranks, *, apart: nn.Parameter | None = None) -> None:
+    def __init__(self, model: TwoTower, ranks: Ranks, *, apart: torch.Tensor | None = None) -> None:
         self.model, self.ranks, self.apart = model, ranks, apart
 
     def share(self, batch: SequenceBatch) -> torch.Tensor:

@@ -132,7 +132,7 @@ class _Run:
             self.description["continued_from"] = warm_start.source
         self._begin_or_resume(resume)
         self.table = shard_table(self.model, self.optimizer, ranks) if settings.shard_items else None
-        self.split_loss = SplitLoss(self.model, ranks, apart=self.table and self.table.weight)
+        self.split_loss = SplitLoss(self.model, ranks, apart=self.table.weight if self.table else None)
 
     def _begin_or_resume(self, resume: bool) -> None:
         """The first process begins a run or finds one to resume; the others go on from what it left."""
