@@ -30,10 +30,9 @@ class RowShardedTable(nn.Embedding):
     """
 
     def __init__(self, rows_here: torch.Tensor, num_items: int, ranks: Ranks) -> None:
-        super().__init__(len(rows_here), rows_here.shape[1], _weight=rows_here)
+        super().__init__(len(rows_here), rows_here.shape[1], padding_idx=0, _weight=rows_here)
         self.num_items = num_items
         self.ranks = ranks
-        self.weight.register_hook(_without_padding)
 
     def forward(self, index: torch.Tensor) -> torch.Tensor:
         """Every process calls this together, each with an index of its own.   (...) long -> (..., D)"""
@@ -45,7 +44,7 @@ class RowShardedTable(nn.Embedding):
         distributed.all_to_all_single(answered, asked)
         to_ask, to_answer = asked.tolist(), answered.tolist()
         items = _exchange(wanted[order], to_ask, to_answer)
-        answers = self.weight[(items - 1) // self.ranks.count + 1]  # padding's row is 0 here too
+        answers = super().forward((items - 1) // self.ranks.count + 1)  # padding's row is 0 here too
         rows = _Exchange.apply(answers, to_answer, to_ask)  # (U, D) in `order`
         return rows[torch.argsort(order)[place]]
 
@@ -81,19 +80,24 @@ class RowShardedTable(nn.Embedding):
         return table
 
 
-def shard_table(model: TwoTower, optimizer: torch.optim.Optimizer, ranks: Ranks) -> RowShardedTable:
-    """Keep this process's rows of the item table, and of the optimiser's state of it; move all to its device.
-
-    Raises ValueError for one process, and for a model whose softmax reads every row of the table.
-    """
+def check_can_shard(model: TwoTower, ranks: Ranks) -> None:
+    """Raise ValueError for one process, and for a model whose softmax reads every row of its table."""
     if ranks.count == 1:
-        raise ValueError("shard_items: one process has nothing to share the table with; start with torchrun")
+        raise ValueError("shard_items: one process has nobody to share the table with; start with torchrun")
     assert isinstance(model, T2Diff)
     if model.num_items <= model.config.max_full_softmax_items:
         raise ValueError(
             f"shard_items: the softmax over {model.num_items:,} items reads the whole table; it is sampled "
             f"above max_full_softmax_items (now {model.config.max_full_softmax_items:,}, --set changes it)"
         )
+
+
+def shard_table(model: TwoTower, optimizer: torch.optim.Optimizer, ranks: Ranks) -> RowShardedTable:
+    """Keep this process's rows of the item table and of the optimiser's state of it; move all to its device.
+
+    model: that `check_can_shard` lets pass, whole and on the CPU
+    """
+    assert isinstance(model, T2Diff)
     table = model.item_table.weight
     sharded = RowShardedTable(_rows_here(table.detach(), ranks), model.num_items, ranks)
     entry = optimizer.state.pop(table, {})
@@ -142,12 +146,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, table: R
     others = [one.grad for one in parameters if one is not table.weight and one.grad is not None]
     rest = torch.nn.utils.get_total_norm(others).square()
     assert table.weight.grad is not None
-    norm = (rest + table.ranks.add_up(table.weight.grad.square().sum())).sqrt()
+    here = torch.linalg.vector_norm(table.weight.grad).square()
+    norm = (rest + table.ranks.add_up(here)).sqrt()
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-
-
-def _without_padding(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.index_fill(0, torch.zeros(1, dtype=torch.long, device=gradient.device), 0)
 
 
 def _rows_here(table: torch.Tensor, ranks: Ranks) -> torch.Tensor:

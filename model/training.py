@@ -32,7 +32,7 @@ from model.evaluation import metrics_of_ranks, rank_targets
 from model.ranks import ALONE, Ranks
 from model.registry import build_model, complete_config
 from model.run_state import RunState, load_state, save_state, saved_state
-from model.sharded_table import assembled, clip_gradients, shard_table
+from model.sharded_table import assembled, check_can_shard, clip_gradients, shard_table
 from model.split_loss import SplitLoss
 from model.training_settings import TrainingSettings, learning_rate_at
 from model.two_tower import TwoTower
@@ -99,6 +99,8 @@ class _Run:
             raise ValueError(
                 f"model: {model_name} trains in one process, got {ranks.count}; start it without torchrun"
             )
+        if settings.shard_items:
+            check_can_shard(self.model, ranks)
         if warm_start is not None:
             check_items_continue(split.train.item_ids, warm_start)
             continue_from(self.model, warm_start, item_tensors(model_name, self.model_config))

@@ -20,6 +20,8 @@ from loadtest.stress.forked import ForkedProcess
 from model.data.dataset import leave_one_out
 from model.data.windows import TrainingWindows
 from model.ranks import Ranks
+from model.training import train
+from model.training_settings import TrainingSettings
 from tests import forked
 from tests.model.conftest import TINY
 from tests.model.training_process import CASES, SETTINGS, InterruptedHereError, losses_of, uneven_log
@@ -85,7 +87,7 @@ def _log_file(folder: Path) -> Path:
 
 
 def _command(log: Path, out: Path, *more: object) -> list[object]:
-    options = ("--epochs", 6, "--patience", 6, "--batch-size", 8, "--set", "dropout=0.2", *SMALL)
+    options = ("--epochs", 4, "--patience", 4, "--batch-size", 8, "--set", "dropout=0.2", *SMALL)
     return ["-m", "model.cli", "train", "--data", log, "--out", out, *options, *more]
 
 
@@ -114,7 +116,7 @@ def test_a_killed_process_ends_the_other_with_a_message_and_one_process_goes_on(
         )
         for rank in range(2)
     )
-    _read_until(first, "epoch 2/6")
+    _read_until(first, "epoch 2/4")
     second.kill()
     _, said = first.communicate(60)
     second.communicate(60)
@@ -137,7 +139,7 @@ def test_torchrun_ends_all_when_one_cannot_go_on_and_starts_again_when_asked(tmp
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    _read_until(process, "epoch 2/6")
+    _read_until(process, "epoch 2/4")
     ranks = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
@@ -148,14 +150,38 @@ def test_torchrun_ends_all_when_one_cannot_go_on_and_starts_again_when_asked(tmp
     assert process.returncode == 0, said
     assert told is not None
     assert told.count("trained t2diff") == 1, "the first process alone prints"
-    assert json.loads((out / "state" / "run.json").read_text())["state"]["epoch"] == 6
+    assert json.loads((out / "state" / "run.json").read_text())["state"]["epoch"] == 4
 
     again = forked.run([*_torchrun(), *_command(log, out)], env=LOOPBACK, timeout=100)
     assert again.returncode != 0
     assert re.search(r"rank 0: error: out: .* holds a run already; give --resume", again.stderr)
 
 
-def test_a_model_that_cannot_be_split_and_a_half_set_environment_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "sharded", "count", "words"),
+    [
+        ("sasrec", False, 2, "model: sasrec trains in one process, got 2"),
+        ("popularity", False, 2, "model: popularity trains in one process, got 2"),
+        ("t2diff", True, 1, "shard_items: one process has nobody"),
+        ("t2diff", True, 2, "shard_items: the softmax over 40 items reads the whole table"),
+    ],
+)
+def test_what_several_processes_cannot_train_is_refused_before_anything_is_written(
+    model: str, sharded: bool, count: int, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        train(
+            leave_one_out(uneven_log()),
+            model_name=model,
+            model_config={},
+            settings=TrainingSettings(shard_items=sharded),
+            out=tmp_path / "run",
+            ranks=Ranks(0, count),
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_that_is_set_by_half_is_refused(tmp_path: Path) -> None:
     log = _log_file(tmp_path)
     command = [sys.executable, *_command(log, tmp_path / "run")]
     lacking = forked.run(command, env={**LOOPBACK, "WORLD_SIZE": "2", "RANK": "0"}, timeout=100)

@@ -12,6 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from model import sharded_table, split_loss
 from model.data.dataset import leave_one_out
 from model.data.interactions import Interactions
 from model.ranks import ALONE, Ranks, join_ranks
@@ -44,11 +47,17 @@ class InterruptedHereError(Exception):
 
 
 def uneven_log() -> Interactions:
-    """30 users with 3 to 12 behaviours each, so that positions with a target are spread unevenly."""
-    return make_log(
+    """30 users with 3 to 12 behaviours each, so that positions with a target are spread unevenly.
+
+    Each pauses for a time of its own, so that no process sees every pause.
+    """
+    log = make_log(
         [[(7 * user + 3 * step) % 40 + 1 for step in range(3 + user % 10)] for user in range(30)],
         num_items=40,
     )
+    pause = np.repeat(2 ** (np.arange(log.num_users) % 20), np.diff(log.offsets))
+    first = log.timestamp[0]
+    return replace(log, timestamp=first + (log.timestamp - first) // 60 * pause)
 
 
 def losses_of(
@@ -83,6 +92,8 @@ def losses_of(
 
 def main(out: Path, *cases: str) -> None:
     """Train them one after the other."""
+    split_loss.SENT_ALONE = 300  # small enough for some gradients to be sent alone
+    sharded_table.ROWS_AT_ONCE = 7  # and for a table to be put together of several pieces
     with join_ranks(os.environ, "cpu") as ranks:
         for case in cases:
             losses = losses_of(case, out / case, ranks, resume="resumed" in case)
