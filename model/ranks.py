@@ -98,7 +98,7 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
     Raises ValueError for an environment that is not torchrun's or has no GPU for this process, and
     LostRankError in place of what a collective raises when another process has ended.
     """
-    if int(environment.get("WORLD_SIZE", "1")) == 1:
+    if environment.get("WORLD_SIZE", "1") == "1":
         yield ALONE
         return
     missing = [name for name in _VARIABLES if name not in environment]
@@ -107,9 +107,9 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
             f"environment: WORLD_SIZE is {environment['WORLD_SIZE']} but {', '.join(missing)} is not set; "
             "start with torchrun, or unset WORLD_SIZE to train in one process"
         )
-    rank, count = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    rank, count = (_number(environment, name) for name in ("RANK", "WORLD_SIZE"))
     if device == "cuda":
-        _take_gpu(int(environment.get("LOCAL_RANK", rank)))
+        _take_gpu(_number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else rank)
     try:
         _meet("nccl" if device == "cuda" else "gloo", environment)
         yield Ranks(rank, count, device)
@@ -125,7 +125,14 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
 
 def name_of_rank(environment: Mapping[str, str]) -> str:
     """What a message of this process begins with: "rank 1: ", or nothing when it is alone."""
-    return f"rank {environment.get('RANK')}: " if int(environment.get("WORLD_SIZE", "1")) > 1 else ""
+    alone = "RANK" not in environment or environment.get("WORLD_SIZE", "1") == "1"
+    return "" if alone else f"rank {environment['RANK']}: "
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    if not environment[name].isdecimal():
+        raise ValueError(f"environment: {name} must be a number, got {environment[name]!r}; torchrun sets it")
+    return int(environment[name])
 
 
 def _meet(backend: str, environment: Mapping[str, str]) -> None:

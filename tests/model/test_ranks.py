@@ -190,6 +190,10 @@ def test_an_environment_that_is_set_by_half_is_refused(tmp_path: Path) -> None:
         "rank 0: error: environment: WORLD_SIZE is 2 but MASTER_ADDR, MASTER_PORT is not set"
         in lacking.stderr
     )
+    wrong = {**LOOPBACK, "WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    refused = forked.run(command, env=wrong, timeout=100)
+    assert refused.returncode == 2
+    assert "rank 0: error: environment: WORLD_SIZE must be a number, got 'two'" in refused.stderr
     assert not (tmp_path / "run").exists()
 
 
