@@ -72,6 +72,16 @@ class SequenceBatch:
             return following.scatter(1, last, PADDING_INDEX)
         return following.scatter(1, last, self.target.gather(1, last))
 
+    def rows(self, rows: slice) -> SequenceBatch:
+        """Some of the sequences, padded as they are."""
+        return SequenceBatch(
+            item_index=self.item_index[rows],
+            timestamp=self.timestamp[rows],
+            length=self.length[rows],
+            request_time=self.request_time[rows],
+            target=None if self.target is None else self.target[rows],
+        )
+
     def to(self, device: torch.device | str) -> SequenceBatch:
         """The same batch on `device`."""
         target = None if self.target is None else self.target.to(device, non_blocking=True)

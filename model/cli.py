@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from model.experiments.commands import compare_command, search_command, training
 from model.experiments.job_pool import JobError
 from model.log_options import RayAddress, reads_log
 from model.noise_schedule import BETA_SHAPES, NoiseSchedule, exponential_constants
+from model.ranks import LostRankError, name_of_rank
 from model.registry import MODELS, build_model
 from model.report_command import report_command
 from model.schedule_figure import plot_schedules
@@ -196,10 +198,10 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        _complain(error)
         sys.exit(2)
-    except (FloatingPointError, JobError) as error:
-        err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    except (FloatingPointError, JobError, LostRankError) as error:
+        _complain(error)
         sys.exit(3)
     except KeyboardInterrupt:
         err.print("interrupted; --resume goes on from here")
@@ -220,6 +222,11 @@ def _cpu_of_nodes(device: str) -> str:
     if device not in ("auto", "cpu"):
         raise ValueError(f"device: with --ray the nodes rank on their CPUs, got {device!r}: leave it out")
     return "cpu"
+
+
+def _complain(error: Exception) -> None:
+    text = f"{name_of_rank(os.environ)}error: {error}"
+    err.print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _part(split: Split, name: str) -> EvaluationSet:

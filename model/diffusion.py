@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from model.batch_part import draw_rows
 from model.noise import Noise
 from model.noise_schedule import SAMPLERS, NoiseSchedule
 
@@ -16,7 +17,7 @@ Approximator = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
 
 def sample_steps(batch_size: int, num_steps: int, device: torch.device) -> torch.Tensor:
     """r ~ Uniform({1, ..., T}) (Eq. 12).   -> (B,) long"""
-    return torch.randint(1, num_steps + 1, (batch_size,), device=device)
+    return draw_rows(lambda rows: torch.randint(1, num_steps + 1, (rows,), device=device), batch_size)
 
 
 def diffuse(

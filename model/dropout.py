@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model.batch_part import draw_rows, is_part
+
 
 class Dropout(nn.Module):
     """Zeroes a share of the values while training and scales up the rest."""
@@ -19,15 +21,26 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Any shape, kept."""
+        """Any shape, kept; of a batch's part, (B, ...)."""
         if not self.training or self.p == 0:
             return values
-        if values.device.type != "cpu":
+        if values.device.type == "cpu":
+            keep = draw_rows(lambda rows: keep_mask(_resized(values.shape, rows), self.p), len(values))
+            return values * keep.to(values.dtype).mul_(1 / (1 - self.p))
+        if not is_part():
             return F.dropout(values, self.p)
-        return values * keep_mask(values.shape, self.p).to(values.dtype).mul_(1 / (1 - self.p))
+
+        def keep_scaled(rows: int) -> torch.Tensor:
+            return F.dropout(values.new_ones(_resized(values.shape, rows)), self.p)
+
+        return values * draw_rows(keep_scaled, len(values))
 
     def extra_repr(self) -> str:
         return f"{self.p}"
+
+
+def _resized(shape: torch.Size, num_rows: int) -> torch.Size:
+    return torch.Size((num_rows, *shape[1:]))
 
 
 def keep_mask(shape: torch.Size, share: float) -> torch.Tensor:

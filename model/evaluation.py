@@ -53,12 +53,14 @@ def rank_targets(
     max_queries: int | None = None,
     on_batch: Callable[[int], None] | None = None,
     generator: torch.Generator | None = None,
+    rank: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> np.ndarray:
     """The rank of each target among all M items.
 
     mask_seen: rank only items the user has not seen   hide_request_time: do not tell when the target came
     max_queries: evaluate an evenly spread part only   on_batch: told the number of queries done
     generator: draws the diffusion noise in place of a new one of `seed`, and stands behind it afterwards
+    rank: what to take for `rank_of`, when the model's item embeddings are a part of all items
     -> (Q,) int64, 1 being first
     """
     ranks = []
@@ -74,7 +76,7 @@ def rank_targets(
     ):
         if mask_seen:
             mask_seen_items(scores, sequences, target)
-        ranks.append(rank_of(scores, target).cpu().numpy())
+        ranks.append((rank or rank_of)(scores, target).cpu().numpy())
     return np.concatenate(ranks)
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from model.batch_part import mean_of_whole
 from model.linear_cross_entropy import linear_cross_entropy
+
+MOST_CATEGORIES = 2**24
+"""Of torch.multinomial."""
 
 
 def kl_loss(predicted_drift: torch.Tensor, drift: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -14,7 +18,7 @@ def kl_loss(predicted_drift: torch.Tensor, drift: torch.Tensor, mask: torch.Tens
     predicted_drift, drift: (B, N, D)   mask: (B, N) bool   -> scalar
     """
     error = (predicted_drift - drift).square().mean(dim=-1)  # (B, N)
-    return (error * mask).sum() / mask.sum().clamp(min=1)
+    return mean_of_whole((error * mask).sum() / mask.sum().clamp(min=1), mask.sum())
 
 
 def tower_loss(
@@ -25,7 +29,7 @@ def tower_loss(
     user_embedding: (P, D), or (P, R, D) of whose routes an item's best score counts
     item_embeddings: (M, D)   target: (P,) long rows of item_embeddings   -> scalar
     """
-    return linear_cross_entropy(user_embedding, item_embeddings, target)
+    return mean_of_whole(linear_cross_entropy(user_embedding, item_embeddings, target), len(target))
 
 
 def sampled_tower_loss(
@@ -49,13 +53,21 @@ def sampled_tower_loss(
     scores = (routes @ item_embeddings[negative].T).amax(dim=1) - log_expected_count  # (P, Q)
     scores = scores.masked_fill(negative[None, :] == target[:, None], float("-inf"))
     logits = torch.cat([positive, scores], dim=1)  # (P, 1 + Q)
-    return F.cross_entropy(logits, torch.zeros_like(target))
+    return mean_of_whole(F.cross_entropy(logits, torch.zeros_like(target)), len(target))
 
 
 def sample_negatives(probability: torch.Tensor, num_negatives: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw item rows with replacement and the log of each one's expected count.
 
+    Of a batch in parts, every part draws the same: the negatives and q are those of the whole batch.
     probability: (M,) q, summing to 1   -> negative (Q,) long, log_expected_count (Q,) = ln(Q·q)
     """
-    negative = torch.multinomial(probability, num_negatives, replacement=True)
+    if len(probability) <= MOST_CATEGORIES:
+        negative = torch.multinomial(probability, num_negatives, replacement=True)
+    else:
+        bounds = probability.double().cumsum(
+            dim=0
+        )  # (M,) item m has the draws below bounds[m], from the last
+        draws = torch.rand(num_negatives, dtype=torch.double, device=bounds.device) * bounds[-1]
+        negative = torch.searchsorted(bounds, draws, right=True).clamp(max=len(bounds) - 1)
     return negative, torch.log(num_negatives * probability[negative])

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from model.batch_part import draw_rows
+
 Noise = Callable[[int], torch.Tensor]
 """noise(step) -> (B, N, D) standard normals: for step T the start z_T, for step t the ε' of Eq. 17."""
 
@@ -33,7 +35,9 @@ def fresh_noise(
     """Independent normals of shape (B, N, D) from torch's generator, for training and offline evaluation."""
 
     def draw(step: int) -> torch.Tensor:
-        return torch.randn(tuple(shape), device=device, generator=generator)
+        return draw_rows(
+            lambda rows: torch.randn((rows, *shape[1:]), device=device, generator=generator), shape[0]
+        )
 
     return draw
 

@@ -9,10 +9,13 @@ noise, the control of what diffusion is worth), `learned_token` (neither: the mi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from model.batch import UNKNOWN_TIME, SequenceBatch
+from model.batch_part import draw_rows
 from model.diffusion import diffuse, reverse, sample_steps, strided_steps
 from model.drift import apply_drift, prepare_drift, slice_positions
 from model.dropout import Dropout
@@ -29,6 +32,7 @@ from model.unet1d import UNet1d
 class T2Diff(TwoTower):
     """The user tower (diffusion, then mixed attention) and the item tower (the embedding table)."""
 
+    splits_batches = True
     sampling_probability: torch.Tensor  # (M,) of each item as a negative
     seen_gap: torch.Tensor  # (NUM_LAG_BUCKETS,) which pauses before a target training has seen
 
@@ -115,7 +119,7 @@ class T2Diff(TwoTower):
         )
         user = user.unflatten(1, (self.num_routes, -1)).transpose(1, 2)  # (B, N, R, D)
         target = batch.target[supervised] - 1
-        return self._softmax_loss(user[supervised], self.item_embeddings(), target) + generator_loss
+        return self._softmax_loss(user[supervised], target) + generator_loss
 
     def observe_item_counts(self, counts: torch.Tensor) -> None:
         """Negatives are drawn in proportion to count^0.75, the usual middle between uniform and popular."""
@@ -187,7 +191,10 @@ class T2Diff(TwoTower):
         next_time = batch.next_time.gather(1, positions)  # (B, P)
         last_time = batch.timestamp.gather(1, positions)
         if self.training and batch.target is not None:
-            hidden = torch.rand(len(positions), 1, device=positions.device) < self.config.request_time_dropout
+            hidden = draw_rows(
+                lambda rows: torch.rand(rows, 1, device=positions.device) < self.config.request_time_dropout,
+                len(positions),
+            )
             next_time = next_time.masked_fill(hidden, UNKNOWN_TIME)
             supervised = batch.target.gather(1, positions) != 0
             self.seen_gap[lag_bucket(next_time, last_time)[supervised]] = True
@@ -214,7 +221,8 @@ class T2Diff(TwoTower):
             predicted_next = self._routes(regressed)
         else:
             step = sample_steps(len(drift), config.num_steps, drift.device)
-            noised_drift = diffuse(drift, step, torch.randn_like(drift), self.schedule)
+            noise = fresh_noise(drift.shape, drift.device)
+            noised_drift = diffuse(drift, step, noise(config.num_steps), self.schedule)
             predicted_drift = self.predict_drift(noised_drift, sequence, step, batch.mask)
             scale = config.drift_scale
             loss = config.kl_weight * kl_loss(predicted_drift / scale, drift / scale, known)
@@ -234,9 +242,9 @@ class T2Diff(TwoTower):
         """x̂ as a user embedding of its own: the softmax over items, whose embeddings it does not move."""
         assert batch.target is not None
         supervised = batch.target != 0
-        items = self.norm_item(self.item_embeddings().detach())
         user = self.intent_scale * predicted_next.transpose(1, 2)[supervised]  # (P, R, D)
-        return self._softmax_loss(user, items, batch.target[supervised] - 1)
+        target = batch.target[supervised] - 1
+        return self._softmax_loss(user, target, lambda items: self.norm_item(items.detach()))
 
     def _routes(self, values: torch.Tensor) -> torch.Tensor:
         """The same for every route.   (B, N, D) -> (B, R, N, D)"""
@@ -254,9 +262,25 @@ class T2Diff(TwoTower):
         unet_mask = mask if self.config.unet_padding == "same" else None
         return self.config.drift_scale * self.unet(noised_drift, sequence, step, unet_mask)
 
-    def _softmax_loss(self, user: torch.Tensor, items: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Over all items, or sampled ones.   user: (P, R, D)   items: (M, D)   target: (P,) -> scalar"""
+    def _softmax_loss(
+        self,
+        user: torch.Tensor,
+        target: torch.Tensor,
+        embed: Callable[[torch.Tensor], torch.Tensor] = lambda items: items,
+    ) -> torch.Tensor:
+        """Over all items, or sampled ones.
+
+        user: (P, R, D)   target: (P,) rows of item_embeddings   embed: their embeddings' (K, D)   -> scalar
+        """
         if self.num_items <= self.config.max_full_softmax_items:
-            return tower_loss(user, items, target)
+            return tower_loss(user, embed(self.item_embeddings()), target)
         negative, log_expected_count = sample_negatives(self.sampling_probability, self.config.num_negatives)
-        return sampled_tower_loss(user, items, target, negative, log_expected_count)
+        # only the rows that are scored are read, each once: a table in pieces has to fetch them
+        scored, row = torch.unique(torch.cat([target, negative]), return_inverse=True)
+        return sampled_tower_loss(
+            user,
+            embed(self.item_table(scored + 1)),
+            row[: len(target)],
+            row[len(target) :],
+            log_expected_count,
+        )

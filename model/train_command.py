@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,9 +22,11 @@ from model.command_options import (
     split_log,
 )
 from model.continued import continue_checkpoint
+from model.data.dataset import Split
 from model.data.interactions import Interactions
 from model.data.rules import render_report
 from model.log_options import reads_log
+from model.ranks import Ranks, join_ranks
 from model.registry import MODELS, complete_config
 from model.training import Progress as TrainingProgress
 from model.training import train
@@ -55,15 +58,22 @@ def train_command(
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better Recall@20.")] = 3,
     validation_users: Annotated[int, typer.Option(help="Users asked after each epoch.")] = 2_000,
     seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
+    shard_items: Annotated[
+        bool,
+        typer.Option("--shard-items", help="Under torchrun: spread the item table over the processes."),
+    ] = False,
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
-    """Train a model; its best checkpoint is left in OUT/checkpoint."""
+    """Train a model; its best checkpoint is left in OUT/checkpoint.
+
+    In several processes, to the same losses: torchrun --standalone --nproc-per-node 2 --no-python
+    t2diff-model train, with the same options. Each batch is split over them (docs/scaling.md).
+    """
     config = dataclasses.asdict(complete_config(model, parse_settings(settings)))
     warm_start = None
     if continue_from is not None:
         log, warm_start = continue_checkpoint(log, continue_from, model_name=model, model_config=config)
-    err.print(render_report(log.report))
     training = TrainingSettings(
         epochs=epochs,
         batch_size=batch_size,
@@ -75,7 +85,30 @@ def train_command(
         seed=seed,
         device=choose_device(device),
         num_threads=threads,
+        shard_items=shard_items,
     )
+    with join_ranks(os.environ, training.device) as ranks:
+        if ranks.is_first:
+            err.print(render_report(log.report))
+        metrics = _train_with_a_bar(
+            split_log(log, split),
+            model_name=model,
+            model_config=config,
+            settings=training,
+            out=out,
+            resume=resume,
+            warm_start=warm_start,
+            ranks=ranks,
+        )
+    if ranks.is_first:
+        print(f"trained {model}: checkpoint {out / 'checkpoint'}")
+        print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+
+def _train_with_a_bar(
+    split: Split, *, settings: TrainingSettings, ranks: Ranks, **given: Any
+) -> dict[str, float]:
+    """`train`, whose first process shows how far it is."""
     with Progress(
         TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
         BarColumn(),
@@ -84,7 +117,9 @@ def train_command(
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=True, compact=True),
         console=err,
+        disable=not ranks.is_first,
     ) as bar:
+        epochs = settings.epochs
         task = bar.add_task("", total=None, epoch=0, epochs=epochs, loss="-", recall="-", best="-")
 
         def show(progress: TrainingProgress) -> None:
@@ -103,15 +138,4 @@ def train_command(
                 best=figure(progress.best_recall_at_20),
             )
 
-        metrics = train(
-            split_log(log, split),
-            model_name=model,
-            model_config=config,
-            settings=training,
-            out=out,
-            resume=resume,
-            on_progress=show,
-            warm_start=warm_start,
-        )
-    print(f"trained {model}: checkpoint {out / 'checkpoint'}")
-    print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        return train(split, settings=settings, ranks=ranks, on_progress=show, **given)

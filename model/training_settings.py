@@ -22,6 +22,7 @@ class TrainingSettings:
     seed: int = 0
     device: str = "cpu"
     num_threads: int = 1
+    shard_items: bool = False  # spread the item table over the processes
 
 
 def learning_rate_at(update: int, num_updates: int, settings: TrainingSettings) -> float:

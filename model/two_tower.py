@@ -21,6 +21,7 @@ class TwoTower(nn.Module, ABC):
     num_items: M   embedding_dim: D
     noise_dim, num_steps: the D of the noise and T, or 0, 0 for a model that draws none
     num_routes: R embeddings a user, each searched for; an item's score is its best
+    splits_batches: whether the training losses of a batch's parts add up to its own (`model.batch_part`)
 
     A parameter or buffer with a row an item has M rows, or M + 1 with the padding first: so a model can go on
     with more items than it was trained with (`model.warm_start`). No other shape may follow from M.
@@ -33,6 +34,7 @@ class TwoTower(nn.Module, ABC):
     noise_dim: int = 0
     num_steps: int = 0
     num_routes: int = 1
+    splits_batches: bool = False
 
     @abstractmethod
     def user_embedding(self, batch: SequenceBatch, noise: Noise | None = None) -> torch.Tensor:

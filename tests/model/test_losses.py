@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from model import losses
 from model.losses import kl_loss, sample_negatives, sampled_tower_loss, tower_loss
 
 
@@ -42,3 +43,15 @@ def test_log_q_correction_makes_the_denominator_unbiased_under_a_skewed_sampler(
     ).item()
     assert corrected == pytest.approx(full, abs=0.02)
     assert abs(uncorrected - full) > 0.1
+
+
+def test_more_items_than_torch_can_draw_from_are_drawn_as_often_as_their_probability_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(losses, "MOST_CATEGORIES", 3)
+    probability = torch.tensor([0.1, 0.0, 0.6, 0.3, 0.0])
+    negative, log_expected_count = sample_negatives(probability, 20_000)
+    share = torch.bincount(negative, minlength=5) / 20_000
+    assert torch.allclose(share, probability, atol=0.02)
+    assert share[1] == share[4] == 0
+    assert torch.allclose(log_expected_count, (20_000 * probability[negative]).log())
