@@ -36,8 +36,9 @@ from service.middleware import Application
 from service.recall import RecallService
 from service.redis_url import shown
 from service.reloader import Reloader
-from service.sequence_store import SequenceStore, options_of
+from service.sequence_store import SequenceStore
 from service.settings import ServiceSettings, SettingsError, environment_variable_of, flag_of
+from service.store_options import options_of
 from service.tls import TlsFiles, tls_files
 
 logger = logging.getLogger("t2diff.server")

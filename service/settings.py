@@ -129,7 +129,8 @@ class ServiceSettings(BaseSettings):
 
     redis_url: SecretStr | None = Field(
         None,
-        description="Your Redis (redis, rediss, unix or redis+sentinel URL); without it one is embedded.",
+        description="Your Redis (redis, rediss, unix, redis+sentinel or redis+cluster URL); "
+        "without it one is embedded.",
     )
     redis_ca_file: Path | None = Field(
         None, description="PEM file of who may vouch for Redis (rediss://); without it the system's."
@@ -198,7 +199,9 @@ class ServiceSettings(BaseSettings):
             return None
         url = info.data.get("redis_url")
         if url is None or not is_tls(url.get_secret_value()):
-            raise ValueError("needs a redis_url that begins with rediss:// or rediss+sentinel://")
+            raise ValueError(
+                "needs a redis_url that begins with rediss://, rediss+sentinel:// or rediss+cluster://"
+            )
         if not value.is_file():
             raise ValueError("must be a PEM file that can be read")
         return value

@@ -36,7 +36,7 @@ MODEL_INFERENCE_SIDE = {
 
 IMPORTERS = {
     "faiss": {"index_builder/faiss_library.py"},
-    "redis": {"service/redis_guard.py", "service/redis_connections.py"},
+    "redis": {"service/redis_guard.py", "service/redis_connections.py", "service/redis_cluster.py"},
     "fastapi": {"service/app.py"},
     "prometheus_client": {"service/metrics.py", "service/arm_metrics.py", "service/caller_metrics.py"},
     "purgatory": {"service/redis_guard.py"},
