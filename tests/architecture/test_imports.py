@@ -39,6 +39,7 @@ IMPORTERS = {
     "redis": {"service/redis_guard.py", "service/redis_connections.py", "service/redis_cluster.py"},
     "fastapi": {"service/app.py"},
     "prometheus_client": {"service/metrics.py", "service/arm_metrics.py", "service/caller_metrics.py"},
+    "opentelemetry": {"service/tracing.py"},
     "purgatory": {"service/redis_guard.py"},
     "matplotlib": {
         "model/report/page.py",
@@ -175,6 +176,7 @@ def test_every_dependency_is_used_and_every_import_is_declared() -> None:
     assert not unused, f"declared and never imported: {unused}"
     known = {module_of.get(name, name) for name in declared} | {
         "httpx",  # the extra `client`
+        "opentelemetry",  # the extra `tracing`
         "faiss",
         "pydantic_core",
         "starlette",
