@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import re
 import socket
@@ -166,7 +167,7 @@ def test_a_recall_is_a_span_in_its_callers_trace_with_its_stages_within(
     assert names == ["receive", "parse", "store", "queue", "tower", "search", "encode"]
     assert {stage.trace_id for stage in stages} == {CALLER[0]}
     assert before < whole.started < whole.ended < time.time_ns()
-    for earlier, later in zip(stages, stages[1:], strict=False):
+    for earlier, later in itertools.pairwise(stages):
         assert earlier.started <= earlier.ended <= later.started
     assert whole.started <= stages[0].started
     assert stages[-1].ended <= whole.ended
