@@ -8,14 +8,18 @@ from urllib.parse import urlsplit
 
 
 class Timings(dict[str, float]):
-    """Stage -> seconds, in the order in which they are shown.   starts: stage -> `time.monotonic` seconds"""
+    """Stage -> seconds, in the order in which they are shown.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.starts: dict[str, float] = {}
+    starts: stage -> `time.monotonic` seconds; there from the first stage on, for most requests have none
+    """
+
+    __slots__ = ("starts",)
+    starts: dict[str, float]
 
     def note(self, stage: str, started: float, seconds: float) -> None:
         """A stage is over. Tower and search are those of the whole batch."""
+        if not self:
+            self.starts = {}
         self.starts[stage] = started
         self[stage] = seconds
 
