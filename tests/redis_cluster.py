@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from redis import asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from loadtest.stress.redis_process import RedisProcess, free_port
@@ -31,10 +34,18 @@ class ClusterProcesses:
     which is long here, for a busy machine must not look like a lost node. `take_over` replaces it at once.
     """
 
-    def __init__(self, folder: Path, *options: str, num_replicas: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        num_replicas: int = 0,
+        announced: Callable[[int], int] | None = None,
+    ) -> None:
+        """announced: a node's own port -> the one that it tells clients"""
         self._folder = folder
         self._options = options
         self._num_replicas = num_replicas
+        self._announced = announced
         self._stack = ExitStack()
         self._moved: dict[int, int] = {}
         self.nodes: list[RedisProcess] = []
@@ -53,9 +64,13 @@ class ClusterProcesses:
         for number in range(3 + self._num_replicas):
             options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
             options += ["--cluster-node-timeout", "30000", "--appendonly", "no", *self._options]
-            node = RedisProcess(self._folder / str(number), *options, port=_port_with_bus())
+            port = _port_with_bus()
+            if self._announced is not None:
+                options += ["--cluster-announce-port", str(self._announced(port))]
+            node = RedisProcess(self._folder / str(number), *options, port=port)
             self.nodes.append(self._stack.enter_context(node))
-        asyncio.run(self._form())
+        with ThreadPoolExecutor(1) as pool:  # this thread may be running a loop
+            pool.submit(asyncio.run, self._form()).result()
         return self
 
     def __exit__(
@@ -158,7 +173,8 @@ async def nodes_of(url: str) -> AsyncIterator[list[redis.Redis]]:
         return
     ports = [int(host.rpartition(":")[2]) for host in url.partition("://")[2].split(",")]
     async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(redis.Redis(port=port)) for port in ports]
+        at_once = Retry(NoBackoff(), 0)  # at the first port nobody listens
+        clients = [await stack.enter_async_context(redis.Redis(port=port, retry=at_once)) for port in ports]
         primaries = []
         for client in clients:
             with contextlib.suppress(RedisError):

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -81,7 +82,7 @@ async def test_slots_are_those_of_the_server(cluster: ClusterProcesses) -> None:
 
 async def test_a_node_that_does_not_answer_holds_up_nobody_elses_users(cluster: ClusterProcesses) -> None:
     store = SequenceStore(cluster.url, PATIENT)
-    users = [cluster.key_of(number) for number in range(3)]
+    users = [cluster.key_of(number, "silent") for number in range(3)]
     await store.append([StoredEvent(user, f"of-{user}", 1) for user in users])
     cluster.nodes[1].stop()
     try:
@@ -103,7 +104,7 @@ async def test_a_stopped_node_costs_its_users_alone_and_few_connections_and_come
 ) -> None:
     states: list[str] = []
     store = SequenceStore(cluster.url, HURRIED, on_state=lambda operation, state: states.append(state))
-    users = [cluster.key_of(number) for number in range(3)]
+    users = [cluster.key_of(number, "stopped") for number in range(3)]
     for user in users:
         await appended(store, StoredEvent(user, "a", 1))
         assert await answered_again(store, user) == ["a"]
@@ -134,7 +135,7 @@ async def test_a_lost_node_costs_its_users_alone_until_its_replica_takes_over(
     cluster: ClusterProcesses,
 ) -> None:
     store = SequenceStore(cluster.url, HURRIED)
-    users = [cluster.key_of(number) for number in range(3)]
+    users = [cluster.key_of(number, "lost") for number in range(3)]
     for user in users:
         await appended(store, StoredEvent(user, "before", 1))
         assert await answered_again(store, user) == ["before"]
@@ -173,7 +174,7 @@ async def redirections(cluster: ClusterProcesses) -> int:
 async def test_a_slot_that_moves_under_reads_and_writes_fails_none_and_loses_nothing(
     cluster: ClusterProcesses,
 ) -> None:
-    store = SequenceStore(cluster.url, PATIENT)
+    store = SequenceStore(cluster.url, PATIENT._replace(max_length=10_000))
     user = cluster.key_of(1, "wanderer")
     key = f"t2diff:seq1:{user}"
     await store.append([StoredEvent(user, "i0", 0)])
@@ -280,43 +281,32 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("certificates"))
 
 
-@pytest.fixture
-def behind_tls(cluster: ClusterProcesses, authority: Authority) -> Iterator[int]:
-    """A node's port for TLS. The embedded binary has none, so each node announces a proxy that ends it."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certificate)
-    context.load_cert_chain(*authority.issue("server"))
-    context.verify_mode = ssl.CERT_REQUIRED
-    with ExitStack() as stack:
-        proxies = [stack.enter_context(FaultyProxy(node.port, tls=context)) for node in cluster.nodes]
-        asyncio.run(announce(cluster, [proxy.port for proxy in proxies]))
-        yield proxies[1].port
-        asyncio.run(announce(cluster, [0] * len(proxies)))
-
-
-async def announce(cluster: ClusterProcesses, ports: list[int]) -> None:
-    """Have the nodes tell these ports as theirs, 0 being their own, and wait until they all do."""
-    for node, port in zip(cluster.nodes, ports, strict=True):
-        await said(node, "CONFIG", "SET", "cluster-announce-port", port)
-    expected = {port or node.port for node, port in zip(cluster.primaries, ports, strict=False)}
-    give_up_at = time.monotonic() + 40
-    for node in cluster.nodes:
-        while {primary[1] for _, _, primary, *_ in await said(node, "CLUSTER", "SLOTS")} != expected:
-            assert time.monotonic() < give_up_at
-            await asyncio.sleep(0.05)
-
-
 async def allow(cluster: ClusterProcesses, acl: list[str]) -> None:
     for node in cluster.nodes:
         await said(node, "ACL", "DELUSER", "recall")
         await said(node, "ACL", "SETUSER", *acl)
 
 
-async def test_by_tls_with_the_acl_of_the_documents(
-    cluster: ClusterProcesses, behind_tls: int, authority: Authority
-) -> None:
+async def test_by_tls_with_the_acl_of_the_documents(tmp_path: Path, authority: Authority) -> None:
+    """The embedded binary has no TLS, so each node announces a proxy that ends it."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certificate)
+    context.load_cert_chain(*authority.issue("server"))
+    context.verify_mode = ssl.CERT_REQUIRED
     files = TlsFiles(str(authority.certificate), *map(str, authority.issue("client")))
-    await allow(cluster, CLUSTER_ACL)
-    url = f"rediss+cluster://recall:secret@127.0.0.1:{behind_tls}"
+    proxies: list[int] = []
+    with ExitStack() as stack:
+
+        def announced(port: int) -> int:
+            proxies.append(stack.enter_context(FaultyProxy(port, tls=context)).port)
+            return proxies[-1]
+
+        cluster = stack.enter_context(ClusterProcesses(tmp_path, announced=announced))
+        await allow(cluster, CLUSTER_ACL)
+        url = f"rediss+cluster://recall:secret@127.0.0.1:{proxies[1]}"
+        await use_by_tls(cluster, url, files)
+
+
+async def use_by_tls(cluster: ClusterProcesses, url: str, files: TlsFiles) -> None:
     store = SequenceStore(url, PATIENT._replace(tls=files))
     users = [cluster.key_of(number, "tls") for number in range(3)]
     await store.ping()
@@ -334,7 +324,7 @@ async def test_by_tls_with_the_acl_of_the_documents(
     assert "wrong-one" not in str(refused.value)
     assert refused.value.reason == "password"
     await stranger.close()
-    unknown = SequenceStore(url, PATIENT._replace(tls=TlsFiles(str(authority.certificate))))
+    unknown = SequenceStore(url, PATIENT._replace(tls=TlsFiles(files.ca)))
     assert await reason(unknown, "u") in ("tls", "connection")
     await unknown.close()
 
