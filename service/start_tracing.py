@@ -1,4 +1,4 @@
-"""Switches tracing on where a collector is named; while it is off nothing of it is imported."""
+"""Switches tracing on where a collector is named; while it is off nothing that makes spans is imported."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def test_fallbacks_refusals_and_batches_say_what_they_were(served: Any, collecto
         f"00-{CALLER[0].upper()[:-1]}G-{CALLER[1]}-01",
         f"ff-{CALLER[0]}-{CALLER[1]}-01",
         "\xff" * 55,
-        f"00-{CALLER[0]}-{CALLER[1]}-01" * 1000,
+        f"00-{CALLER[0]}-{CALLER[1]}-01" * 100,
     ],
 )
 def test_a_malformed_traceparent_is_ignored(served: Any, collector: Collector, malformed: str) -> None:
@@ -293,10 +293,10 @@ def test_a_collector_that_is_gone_costs_spans_and_no_request_nor_a_clean_end(
     served = serve(tiny_bundles, tracing_endpoint=dead_collector, tracing_sample=1)
     with served.client() as client:
         for _ in range(3):
+            failed = served.metric("t2diff_spans_total", outcome="failed")
             for _ in range(20):
                 answer = client.post("/recall", json={"user_id": "u", "sequence": SEQUENCE})
                 assert (answer.status_code, answer.json()["route"]) == (200, "t2diff")
-            failed = served.metric("t2diff_spans_total", outcome="failed")
             eventually(
                 lambda failed=failed: served.metric("t2diff_spans_total", outcome="failed") > failed,
                 "failures are not counted",
@@ -327,11 +327,12 @@ def test_more_spans_than_may_wait_are_dropped_and_counted(
 
 
 def test_while_it_is_off_nothing_of_it_is_imported() -> None:
+    """redis-py and FastAPI import the library's interface, and redis-py its metrics: not what makes spans."""
     code = (
         "import sys; import service.server; from service.settings import load_settings\n"
         "from service.metrics import Metrics; from service.start_tracing import started_tracing\n"
         "with started_tracing(load_settings(['--bundles', 'x']), Metrics()) as begin: assert begin is None\n"
-        "names = ('service.tracing', 'opentelemetry.sdk', 'opentelemetry.exporter')\n"
+        "names = ('service.tracing', 'opentelemetry.sdk.trace', 'opentelemetry.exporter')\n"
         "print([name for name in sys.modules if name.startswith(names)])"
     )
     ended = forked.run([sys.executable, "-c", code], timeout=60)
@@ -344,12 +345,7 @@ def test_while_it_is_off_nothing_of_it_is_imported() -> None:
         (
             "opentelemetry.sdk",
             {},
-            r"opentelemetry\.sdk is not installed; pip install 't2diff-recall\[tracing\]'",
-        ),
-        (
-            None,
-            {"OTEL_EXPORTER_OTLP_COMPRESSION": "brotli"},
-            "one of the OTEL_ variables is wrong: .*brotli.*",
+            r"opentelemetry\.\S+ is not installed; pip install 't2diff-recall\[tracing\]'",
         ),
         (None, {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100000"}, "one of the OTEL_ variables is wrong: .*"),
     ],
