@@ -38,9 +38,6 @@ class _Target(NamedTuple):
     asking: bool = False
 
 
-_Outcome = Result | Exception | _Target
-
-
 class RedisCluster:
     """A `ScriptRunner`; those of one cluster share `slots`."""
 
@@ -86,7 +83,7 @@ class RedisCluster:
         give_up_at = time.monotonic() + self._timeout_s
         await self._slots.ready(self._timeout_s)
         self._leave_nodes_that_are_gone()
-        outcomes: list[_Outcome[Result]] = [self._target_of(key) for key in script.keys]
+        outcomes: list[Result | Exception | _Target] = [self._target_of(key) for key in script.keys]
         for _ in range(1 + MAX_REDIRECTIONS):
             targets: dict[_Target, list[int]] = {}
             for number, outcome in enumerate(outcomes):
@@ -128,17 +125,18 @@ class RedisCluster:
         which: Sequence[int],
         understand: Understand[Result],
         give_up_at: float,
-    ) -> list[_Outcome[Result]]:
+    ) -> list[Result | Exception | _Target]:
         """What one node says of these keys of the call."""
 
-        async def ask(connection: Connection) -> list[_Outcome[Result]]:
+        async def ask(connection: Connection) -> list[Result | Exception | _Target]:
             replies = await _call_scripts(connection, script, which, asking=target.asking)
-            outcomes: list[_Outcome[Result]] = []
+            outcomes: list[Result | Exception | _Target] = []
             for number, reply in zip(which, replies, strict=True):
                 if isinstance(reply, ResponseError):
                     outcomes.append(self._refused(reply, target))
                 else:
-                    outcomes += await without_doubt(connection, understand(reply, [number]))
+                    found: list[Result | Exception] = understand(reply, [number])
+                    outcomes += await without_doubt(connection, found)
             return outcomes
 
         left_s = give_up_at - time.monotonic()

@@ -307,25 +307,6 @@ def test_a_collector_that_is_gone_costs_spans_and_no_request_nor_a_clean_end(
     assert "Traceback" not in served.log
 
 
-def test_more_spans_than_may_wait_are_dropped_and_counted(
-    serve: Any, tiny_bundles: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from service.tracing import MAX_WAITING
-
-    with closing(socket.socket()) as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen(100)
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/its/own/path"
-        served = serve(tiny_bundles, tracing_endpoint=url, tracing_sample=1)
-        members = [{"user_id": f"u{n}", "top_k": 1} for n in range(200)]
-        with served.client() as client:
-            for _ in range(MAX_WAITING // 200 + 5):
-                response = client.post("/recall/batch", json={"requests": members})
-                assert {each["status"] for each in response.json()["responses"]} == {200}
-        assert served.metric("t2diff_spans_total", outcome="dropped") > 0
-        assert served.stop() == 0
-
-
 def test_while_it_is_off_nothing_of_it_is_imported() -> None:
     """redis-py and FastAPI import the library's interface, and redis-py its metrics: not what makes spans."""
     code = (
