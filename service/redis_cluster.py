@@ -136,7 +136,8 @@ class RedisCluster:
                     outcomes.append(self._refused(reply, target))
                 else:
                     found: list[Result | Exception] = understand(reply, [number])
-                    outcomes += await without_doubt(connection, found)
+                    found = await without_doubt(connection, found)
+                    outcomes += found
             return outcomes
 
         left_s = give_up_at - time.monotonic()

@@ -80,10 +80,10 @@ class SequenceStore:
         """
         try:
             if self._cache is None:
-                return await self._fetched(user_id, deadline)
+                return await self._coalescer_of(user_id).get(user_id, give_up_at=deadline.at)
             with self._cache.reading(user_id) as kept:
                 if not kept.found:
-                    kept.keep(await self._fetched(user_id, deadline))
+                    kept.keep(await self._coalescer_of(user_id).get(user_id, give_up_at=deadline.at))
                 return kept.sequence
         except TimeoutError:
             raise DeadlineExceededError("the deadline passed before Redis answered") from None
@@ -112,14 +112,14 @@ class SequenceStore:
     def _key(self, user_id: str) -> str:
         return f"{self._options.namespace}:seq1:{user_id}"
 
-    async def _fetched(self, user_id: str, deadline: Deadline) -> StoredSequence | None:
-        """With others of the same place, so that a place which does not answer holds up nobody else."""
+    def _coalescer_of(self, user_id: str) -> Coalescer[str, StoredSequence | None]:
+        """That of the user's place: a place which does not answer holds up nobody else."""
         place = self._reads.place_of(self._key(user_id))
         coalescer = self._coalescers.get(place)
         if coalescer is None:
             coalescer = Coalescer(self._fetch, max_batch=MAX_USERS_PER_READ, lanes=self._lanes)
             self._coalescers[place] = coalescer
-        return await coalescer.get(user_id, give_up_at=deadline.at)
+        return coalescer
 
     async def _fetch(self, user_ids: list[str]) -> list[StoredSequence | Exception | None]:
         keys = [self._key(user_id) for user_id in user_ids]

@@ -50,7 +50,7 @@ def test_the_settings_file_can_be_named_by_the_environment(
         (["--bundles", "x", "--max-batch", "0"], r"max_batch .*'0'.*greater than or equal to 1"),
         (
             ["--bundles", "x", "--redis-url", "http://h"],
-            r"redis_url .*redis://, rediss://, unix://, redis\+sentinel:// or",
+            r"redis_url .*redis://, rediss://, unix://, redis\+sentinel://, ",
         ),
         (["--bundles", "x", "--redis-namespace", "a b"], r"redis_namespace .*'a b'.*letters"),
         (["--config", "/no/such/file"], r"config: /no/such/file is not a file"),
