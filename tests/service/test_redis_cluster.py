@@ -27,7 +27,7 @@ from tests.redis_cluster import ClusterProcesses, said
 pytestmark = pytest.mark.anyio
 IN_TIME = Deadline(time.monotonic() + 3600)
 PATIENT = StoreOptions(read_timeout_ms=5000, write_timeout_ms=5000)
-HURRIED = StoreOptions(read_timeout_ms=150, write_timeout_ms=500, breaker_cooldown_ms=100)
+HURRIED = StoreOptions(read_timeout_ms=250, write_timeout_ms=500, breaker_cooldown_ms=100)
 CLUSTER_ACL = (
     re.findall(r"^ACL SETUSER (.+)$", DOCUMENTS, re.MULTILINE)[1].replace("PASSWORD", "secret").split()
 )
@@ -123,6 +123,10 @@ async def test_a_stopped_node_costs_its_users_alone_and_few_connections_and_come
     with pytest.raises(StoreUnavailableError):
         await store.append([StoredEvent(user, "b", 2) for user in users])
     assert await items(store, users[0]) == ["a", "b"]  # of a call that failed, what could be stored is
+    fresh = SequenceStore(cluster.url, HURRIED._replace(read_timeout_ms=700))  # it knows no places yet
+    together = await asyncio.gather(*(reason(fresh, user) for user in users))
+    assert (together[0], together[1] in OUTAGES, together[2]) == ("answered", True, "answered")
+    await fresh.close()
     cluster.nodes[1].go_on()
     assert (await answered_again(store, users[1]))[0] == "a"
     assert store.breaker_state == "closed"
