@@ -79,6 +79,13 @@ def test_every_metric_of_ours_is_on_the_dashboard_or_watched() -> None:
     assert {name for name in ours if name not in text} == not_shown
 
 
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="there is no haproxy on PATH")
+def test_haproxy_takes_its_configuration() -> None:
+    config = DEPLOY / "haproxy" / "haproxy.cfg"
+    ran = subprocess.run(["haproxy", "-c", "-V", "-f", config], capture_output=True, text=True, check=False)
+    assert (ran.returncode, "WARNING" in ran.stderr) == (0, False), ran.stderr
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian's prometheus) is not here")
 def test_each_alert_fires_when_it_must_and_none_in_a_healthy_hour() -> None:
     folder = DEPLOY / "prometheus"
