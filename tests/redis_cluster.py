@@ -69,8 +69,12 @@ class ClusterProcesses:
                 options += ["--cluster-announce-port", str(self._announced(port))]
             node = RedisProcess(self._folder / str(number), *options, port=port)
             self.nodes.append(self._stack.enter_context(node))
-        with ThreadPoolExecutor(1) as pool:  # this thread may be running a loop
-            pool.submit(asyncio.run, self._form()).result()
+        try:
+            with ThreadPoolExecutor(1) as pool:  # this thread may be running a loop
+                pool.submit(asyncio.run, self._form()).result()
+        except BaseException:
+            self._stack.close()
+            raise
         return self
 
     def __exit__(
