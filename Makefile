@@ -69,6 +69,7 @@ $(SCALE_VENV)/.ready: $(READY) requirements.scale.lock
 
 scale: $(SCALE_VENV)/.ready
 	$(SCALE_VENV)/bin/python -m pytest $(SCALE_TESTS)
+	$(SCALE_VENV)/bin/python -m pytest tests/end_to_end -m any_target --target replicas
 
 console: $(READY)
 	@command -v chromedriver >/dev/null || { echo "chromium and chromedriver are needed: apt-get install chromium chromium-driver"; exit 2; }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from service.access import ADMIN, ANY_KEY, OPEN, PUBLIC_NEEDS, admin_needs, guarded
 from service.admin import ADMIN_PATHS, AdminAnswer, admin_operations
-from service.body import BODIES_AT_ONCE, BodyBudget, deadline_of, parse, read_body
+from service.body import BODIES_AT_ONCE, BodyBudget, deadline_of, parse_for, read_body
 from service.callers import Callers, Turn
 from service.console.routes import CONSOLE_PATHS, PAGE_HEADERS, STATIC, console_file, console_operations
 from service.deadline import Deadline
@@ -39,6 +40,7 @@ from service.openapi import OPERATIONS, openapi_document
 from service.recall import RecallService
 from service.recalled import Recalled
 from service.schemas import EVENT, EVENTS, RECALL_BATCH_REQUEST, RECALL_REQUEST, RecallRequest, Refused
+from service.trace import BeginTrace
 
 Handler = Callable[[Request], Awaitable[Response]]
 TITLE = "T2Diff recall"
@@ -60,22 +62,31 @@ ADMIN_LABELS = {
 }
 
 
-def create_app(service: RecallService, callers: Callers | None = None) -> Application:
-    """What callers see.   callers: those with a key, None while anybody may ask"""
+def create_app(
+    service: RecallService, callers: Callers | None = None, begin_trace: BeginTrace | None = None
+) -> Application:
+    """What callers see.   callers: those with a key, None while anybody may ask
+
+    begin_trace: None where nothing is traced
+    """
     app = FastAPI(title=TITLE, redoc_url=None, redirect_slashes=False)
     routes = _Routes(service)
     handlers = routes.handlers()
     for name, operation in OPERATIONS.items():
         app.add_route(operation.path, handlers[name], methods=[operation.method])
     document = openapi_document(
-        {"title": TITLE, "version": _version(), "description": "The recall stage: a user's next candidates."},
+        {
+            "title": TITLE,
+            "version": service_version(),
+            "description": "The recall stage: a user's next candidates.",
+        },
         {name: inspect.getdoc(handler) or "" for name, handler in handlers.items()},
         None if callers is None else {path: need.scopes for path, need in PUBLIC_NEEDS.items() if need},
     )
     app.openapi = lambda: document  # type: ignore[method-assign]
     _add_error_handlers(app)
     door = guarded(_RecallFirst(app, routes.answer), callers, PUBLIC_NEEDS, otherwise=ANY_KEY)
-    return _finished(door, service, PUBLIC_LABELS)
+    return _finished(door, service, PUBLIC_LABELS, begin_trace)
 
 
 def create_admin_app(
@@ -169,7 +180,7 @@ class _Routes:
         self._service.in_flight.check()  # before a body is read, and once it is there: that may take long
         body = await self._body(context, receive)
         self._service.in_flight.check()
-        asked = parse(RECALL_REQUEST, body)
+        asked = parse_for(context, RECALL_REQUEST, body)
         recalled = await self._service.recall(asked, deadline, context.headers.get(ARM_HEADER))
         context.timings = recalled.timings
         context.batch_size = recalled.batch_size
@@ -178,14 +189,17 @@ class _Routes:
         if recalled.afterwards is not None:
             context.afterwards += (recalled.afterwards,)
         context.fallback = recalled.fallback
-        return orjson.dumps(recalled.document(context.request_id))
+        encoding = time.monotonic()
+        answer = orjson.dumps(recalled.document(context.request_id))
+        context.stage("encode", encoding)
+        return answer
 
     async def recall_batch(self, request: Request) -> Response:
         """Candidates for up to 256 users, each answered or refused on its own."""
         context = _context(request)
         deadline = deadline_of(context, self._settings.deadline_ms)
         self._service.in_flight.check()
-        batch = parse(RECALL_BATCH_REQUEST, await self._body(context, request.receive))
+        batch = parse_for(context, RECALL_BATCH_REQUEST, await self._body(context, request.receive))
         turn = nullcontext if context.caller is None else context.caller.begin_batch(len(batch.requests))
         members = [_member(self._service, context, asked, deadline, turn) for asked in batch.requests]
         answers = await asyncio.gather(*members)
@@ -200,8 +214,12 @@ class _Routes:
         deadline = deadline_of(context, self._settings.deadline_ms)
         body = await self._body(context, request.receive)
         listed = body.lstrip()[:1] == b"["
-        appended = parse(EVENTS, body) if listed else [parse(EVENT, body)]
-        accepted = await self._service.append(appended, deadline)
+        appended = parse_for(context, EVENTS, body) if listed else [parse_for(context, EVENT, body)]
+        storing = time.monotonic()
+        try:
+            accepted = await self._service.append(appended, deadline)
+        finally:
+            context.stage("store", storing)
         return _json({"request_id": context.request_id, "accepted": accepted})
 
     async def live(self, request: Request) -> Response:
@@ -242,13 +260,17 @@ class _Routes:
         )
 
     async def _body(self, context: RequestContext, receive: Receive) -> bytes:
-        return await read_body(
-            context,
-            receive,
-            max_bytes=self._settings.max_body_bytes,
-            timeout_s=self._settings.receive_timeout_s,
-            budget=self._budget,
-        )
+        started = time.monotonic()
+        try:
+            return await read_body(
+                context,
+                receive,
+                max_bytes=self._settings.max_body_bytes,
+                timeout_s=self._settings.receive_timeout_s,
+                budget=self._budget,
+            )
+        finally:
+            context.stage("receive", started)
 
 
 async def _member(
@@ -258,6 +280,7 @@ async def _member(
     deadline: Deadline,
     turn: Turn,
 ) -> dict[str, Any]:
+    started = time.monotonic()
     try:
         if isinstance(asked, Refused):
             raise invalid_input(asked.error)
@@ -266,12 +289,19 @@ async def _member(
         context.bundle = recalled.bundle
     except ServiceError as error:
         return {"status": error.status, "problem": error.problem()}
+    finally:
+        context.stage("recall", started)
     if recalled.afterwards is not None:
         context.afterwards += (recalled.afterwards,)
     return {"status": 200, "answer": recalled.document(context.request_id)}
 
 
-def _finished(app: Application, service: RecallService, labels: dict[str, str]) -> Application:
+def _finished(
+    app: Application,
+    service: RecallService,
+    labels: dict[str, str],
+    begin_trace: BeginTrace | None = None,
+) -> Application:
     log_requests = service.settings.log_requests
     return RequestMiddleware(
         app,
@@ -279,6 +309,7 @@ def _finished(app: Application, service: RecallService, labels: dict[str, str]) 
         routes=labels,
         log_requests=log_requests,
         serving=lambda: service.bundle_id,
+        begin_trace=begin_trace,
     )
 
 
@@ -331,7 +362,8 @@ def _problem(request: Request, status: int, kind: str, detail: str, *, headers: 
     return Response(render(document), status_code=status, media_type=CONTENT_TYPE, headers=headers)
 
 
-def _version() -> str:
+def service_version() -> str:
+    """As it was installed."""
     try:
         return version("t2diff-recall")
     except PackageNotFoundError:

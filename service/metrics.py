@@ -123,6 +123,9 @@ class Metrics:
         self.events = Counter(
             f"{PREFIX}_events_total", "Events stored in users' sequences.", registry=registry
         )
+        self._spans = Counter(
+            f"{PREFIX}_spans_total", "Spans by what became of them.", ["outcome"], registry=registry
+        )
         self._bundle = Gauge(
             f"{PREFIX}_bundle_info",
             "1 for the bundle that is being served.",
@@ -206,6 +209,10 @@ class Metrics:
     def count_store_error(self, operation: str, reason: str) -> None:
         """One failed read or write."""
         self._store_errors.labels(operation, reason).inc()
+
+    def count_spans(self, outcome: str, number: int) -> None:
+        """outcome: exported, failed, or dropped because too many waited; called by another thread too"""
+        self._spans.labels(outcome).inc(number)
 
     def count_reload(self, outcome: str) -> None:
         """`loaded` or `refused`."""

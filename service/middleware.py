@@ -17,6 +17,7 @@ from typing import Any
 from service.callers import Caller
 from service.errors import CONTENT_TYPE, problem, render
 from service.metrics import Metrics
+from service.trace import BeginTrace, Timings, Trace
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -28,6 +29,8 @@ SCOPE_KEY = "t2diff"
 MAX_REQUEST_ID_LENGTH = 128
 ARM_HEADER = b"x-experiment-arm"
 _HEADERS = frozenset({b"x-request-id", b"x-deadline-ms", b"content-length", b"content-type", ARM_HEADER})
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 logger = logging.getLogger("t2diff.request")
 
@@ -41,6 +44,7 @@ class RequestContext:
     timings: stage -> seconds, in the order in which they are shown
     arm: of the running experiment   afterwards: what to do once the answer was sent
     caller: whose key came with it; None where none was asked for
+    trace: None where nothing is traced
     """
 
     request_id: str
@@ -49,11 +53,17 @@ class RequestContext:
     route: str = "other"
     bundle: str | None = None
     fallback: str | None = None
-    timings: dict[str, float] = field(default_factory=dict)
+    timings: Timings = field(default_factory=Timings)
     batch_size: int | None = None
     arm: str | None = None
     caller: Caller | None = None
+    trace: Trace | None = None
     afterwards: tuple[Callable[[], None], ...] = ()
+
+    def stage(self, name: str, started: float) -> None:
+        """For its trace: from `started` until now."""
+        if self.trace is not None:
+            self.trace.stage(name, started, time.monotonic())
 
     def server_timing(self, total_seconds: float) -> bytes:
         """The header's value, in milliseconds (W3C Server Timing)."""
@@ -75,12 +85,17 @@ class RequestMiddleware:
         routes: dict[str, str],
         log_requests: str = "failed",
         serving: Callable[[], str | None] = lambda: None,
+        begin_trace: BeginTrace | None = None,
     ) -> None:
-        """serving: the present bundle, for log lines of requests that met none"""
+        """serving: the present bundle, for log lines of requests that met none
+
+        begin_trace: None where nothing is traced; health calls never are
+        """
         self._app = app
         self._metrics = metrics
         self._routes = routes
         self._serving = serving
+        self._begin_trace = begin_trace
         self._log_from_status = {"all": 100, "failed": 500, "none": 1000}[log_requests]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,12 +111,15 @@ class RequestMiddleware:
             route=self._routes.get(scope["path"], "other"),
         )
         scope[SCOPE_KEY] = context
-        started = False
+        status: int | None = None
+        if self._begin_trace is not None and context.route != "health":
+            asked = f"{_known_method(scope['method'])} {context.route}"
+            context.trace = self._begin_trace(asked, scope["headers"], context.started)
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 self._finish(context, message)
             await send(message)
 
@@ -112,9 +130,12 @@ class RequestMiddleware:
         except Exception:
             context.bundle = context.bundle or self._serving()
             logger.exception("a request failed unexpectedly", extra=_named(context))
-            if started:
+            if status is not None:
                 raise
             await _send_internal_error(context, send_with_headers)
+        finally:
+            if context.trace is not None:
+                _end_trace(context, context.trace, status)
 
     def _finish(self, context: RequestContext, message: Message) -> None:
         total = time.monotonic() - context.started
@@ -151,7 +172,34 @@ def _log_fields(context: RequestContext, status: int, total: float) -> dict[str,
 
 
 def _named(context: RequestContext) -> dict[str, Any]:
-    return {"request_id": context.request_id, "bundle": context.bundle}
+    named = {"request_id": context.request_id, "bundle": context.bundle}
+    if context.trace is not None and context.trace.trace_id is not None:
+        named["trace_id"] = context.trace.trace_id
+    return named
+
+
+def _known_method(method: str) -> str:
+    """A method is what the caller says; only those that exist become names."""
+    return method if method in _METHODS else "HTTP"
+
+
+def _end_trace(context: RequestContext, trace: Trace, status: int | None) -> None:
+    for stage, seconds in context.timings.items():
+        started = context.timings.starts[stage]
+        trace.stage(stage, started, started + seconds)
+    trace.end(
+        time.monotonic(),
+        status,
+        {
+            "http.route": context.route,
+            "t2diff.request_id": context.request_id,
+            "t2diff.bundle": context.bundle,
+            "t2diff.arm": context.arm,
+            "t2diff.fallback": context.fallback,
+            "t2diff.batch_size": context.batch_size,
+            "t2diff.caller": None if context.caller is None else context.caller.name,
+        },
+    )
 
 
 def request_id_of(given: bytes | None) -> str:

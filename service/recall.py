@@ -42,6 +42,7 @@ from service.recalled import Recalled
 from service.schemas import Behaviour, Event, RecallRequest
 from service.sequence_store import SequenceStore, StoredEvent
 from service.settings import ServiceSettings
+from service.trace import Timings
 
 MAX_FUTURE_S = 86_400
 """How far ahead of this machine's clock an event may be: it leads its sequence until then."""
@@ -170,7 +171,7 @@ class RecallService:
         if self.arms is not None or arm_header is not None:
             taken = self._take_arm(request.user_id, arm_header)
         engine = self.engine if taken is None else taken.engine
-        timings: dict[str, float] = {}
+        timings = Timings()
         behaviours, sequence = _NONE, None
         try:
             behaviours = await self._behaviours(request, deadline, timings)
@@ -270,7 +271,7 @@ class RecallService:
         return await self._batcher.submit_when_idle(engine, asked, deadline)
 
     async def _behaviours(
-        self, request: RecallRequest, deadline: Deadline, timings: dict[str, float]
+        self, request: RecallRequest, deadline: Deadline, timings: Timings
     ) -> StoredSequence:
         """The request's own sequence, else the stored one, else an empty one."""
         if deadline.expired:
@@ -289,7 +290,7 @@ class RecallService:
             self.metrics.count_store_error("read", "timeout")
             raise
         finally:
-            timings["store"] = time.monotonic() - started
+            timings.note("store", started, time.monotonic() - started)
             self.metrics.observe_stage("store", timings["store"])
         return stored or _NONE
 
@@ -314,13 +315,18 @@ class RecallService:
         engine: Engine,
         asked: EngineRequest,
         deadline: Deadline,
-        timings: dict[str, float],
+        timings: Timings,
     ) -> Recalled:
+        at = time.monotonic()
         batched = await self._batcher.submit(engine, asked, deadline)
         answer = batched.answer
-        timings["queue"] = batched.queue_seconds
-        timings["tower"] = answer.tower_seconds
-        timings["search"] = answer.search_seconds
+        for stage, seconds in (
+            ("queue", batched.queue_seconds),
+            ("tower", answer.tower_seconds),
+            ("search", answer.search_seconds),
+        ):
+            timings.note(stage, at, seconds)
+            at += seconds
         self.metrics.observe_stage("queue", batched.queue_seconds)
         if answer.num_steps is not None:
             self.metrics.count_fewer_steps(answer.num_steps)

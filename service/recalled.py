@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.trace import Timings
+
 POPULAR = "popular"
 """What answered when the model did not; else the model's name is the route."""
 
@@ -25,7 +27,7 @@ class Recalled:
     degraded: bool = False
     reason: str | None = None
     shortfall: str | None = None
-    timings: dict[str, float] = field(default_factory=dict)
+    timings: Timings = field(default_factory=Timings)
     batch_size: int | None = None
     experiment: str | None = None
     arm: str | None = None

@@ -17,7 +17,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -39,6 +39,12 @@ _REFUSALS = {
     "NOPERM": ("no_permission", "Redis's ACL forbids a command that is needed; the README has the line"),
     "MISCONF": ("disk", "Redis cannot write to its disk and takes nothing until it can"),
     "NOREPLICAS": ("no_replicas", "Redis has fewer replicas in reach than its min-replicas-to-write"),
+    "MOVED": ("cluster", "this Redis is a node of a cluster: write redis+cluster:// in redis_url"),
+    "CROSSSLOT": ("cluster", "this Redis is a node of a cluster: write redis+cluster:// in redis_url"),
+    "CLUSTERDOWN": (
+        "cluster_down",
+        "a part of the Redis Cluster is down: it waits for a replica, or for slots to be assigned",
+    ),
 }
 """Code of a refusal -> label of the metrics and reason of the fallback, and what to do."""
 _NO_PERMISSION = re.compile("user executing the script|ACL failure")
@@ -83,8 +89,10 @@ class RedisGuard:
     def state(self) -> str:
         return self._breaker.context.state if self._breaker else "closed"
 
-    async def call(self, command: Callable[[Connection], Awaitable[Result]]) -> Result:
-        """Run `command` on a connection of its own."""
+    async def call(
+        self, command: Callable[[Connection], Awaitable[Result]], *, within_s: float | None = None
+    ) -> Result:
+        """Run `command` on a connection of its own.   within_s: less time than the timeout"""
         if self._breaker is None:
             self._breaker = await self._breakers.get_breaker(self._operation)
         if self._on_trial:
@@ -93,7 +101,7 @@ class RedisGuard:
             async with self._breaker:
                 self._on_trial = self._breaker.context.state == "half-opened"
                 try:
-                    async with ReplyTimeout(self._timeout_s):
+                    async with ReplyTimeout(self._timeout_s if within_s is None else within_s):
                         return await self._on_connection(command)
                 finally:
                     self._on_trial = False
@@ -108,7 +116,7 @@ class RedisGuard:
         except TimeoutError:
             raise StoreUnavailableError("timeout", "Redis did not answer in time") from None
         except (NotThisUserError, RedisError, OSError) as error:
-            raise _failure(error) from None
+            raise failure_of(error) from None
 
     async def _on_connection(self, command: Callable[[Connection], Awaitable[Result]]) -> Result:
         connection = await self._take()
@@ -178,18 +186,34 @@ _nonces = itertools.count(int.from_bytes(os.urandom(4), "little"))
 
 async def call(connection: Connection, *command: Any) -> Any:
     """Send ECHO nonce and the command together; an answer without its echo is somebody else's."""
+    await _send(connection, [command])
+    return await connection.read_response()
+
+
+async def call_each(connection: Connection, commands: Sequence[Any]) -> list[Any]:
+    """Send ECHO nonce and the commands together; a refusal is a ResponseError among the replies."""
+    await _send(connection, commands)
+    replies = []
+    for _ in commands:
+        try:
+            replies.append(await connection.read_response())
+        except ResponseError as error:
+            replies.append(error)
+    return replies
+
+
+async def _send(connection: Connection, commands: Sequence[Any]) -> None:
+    """Returns when the echo was read: what comes next is the reply to the first command."""
     nonce = b"%x" % next(_nonces)
-    commands: list[Any] = [("ECHO", nonce), command]
-    packed = [pack_command(each) for each in commands]  # in C; redis-py's own is not
+    packed = [pack_command(each) for each in (("ECHO", nonce), *commands)]  # in C; redis-py's own is not
     await connection.send_packed_command(packed)
     try:
         echoed = await connection.read_response()
     except ResponseError:
-        await connection.disconnect(nowait=True)  # the second reply is still on its way
+        await connection.disconnect(nowait=True)  # the other replies are still on their way
         raise
     if echoed != nonce:
         raise NotThisUserError("Redis answered another question")
-    return await connection.read_response()
 
 
 async def ping(connection: Connection) -> None:
@@ -207,12 +231,14 @@ async def call_script(
         return await call(connection, "EVAL", script, num_keys, *arguments)
 
 
-def _failure(error: Exception) -> StoreUnavailableError:
+def failure_of(error: Exception) -> StoreUnavailableError:
     """What went wrong, in words that quote neither keys, which name users, nor the password."""
     if isinstance(error, NotThisUserError):
         return StoreUnavailableError("crossed", str(error))
     if isinstance(error, AuthenticationError):
         return StoreUnavailableError("password", "Redis does not accept the user or password of redis_url")
+    if "cluster support disabled" in str(error):
+        return StoreUnavailableError("no_cluster", "this Redis is no cluster: write redis:// in redis_url")
     if isinstance(error, ResponseError):
         return StoreUnavailableError(*_REFUSALS.get(_code(error), ("refused", "Redis refused the command")))
     if "SSL" in str(error):

@@ -6,16 +6,15 @@
 - reads and writes are guarded apart (`redis_guard.py`: timeout, pool, breaker), so that slow writes
   cannot starve reads.
 
-Commands used: ECHO, EVALSHA, EVAL (STRLEN, GET and SET inside the scripts), PING, and SELECT for a database
-other than 0. One call takes several users' keys, so a Redis Cluster needs a proxy or a single shard.
+Commands used: ECHO, EVALSHA, EVAL (STRLEN, GET and SET inside the scripts), PING, SELECT for a database
+other than 0, and CLUSTER SLOTS and ASKING with a cluster. All that is kept of a user lies under one key.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from service.coalescer import Coalescer
@@ -31,9 +30,10 @@ from service.packed_sequence import (
     StoredSequence,
     unpack,
 )
-from service.redis_connections import TlsFiles
-from service.redis_guard import Connection, RedisGuard, call_script, ping
+from service.redis_runners import redis_runners
+from service.script_runner import ScriptCall
 from service.sequence_cache import SequenceCache
+from service.store_options import StoreOptions
 
 MAX_WRITES_WAITING = 256
 MAX_USERS_PER_READ = 64
@@ -50,21 +50,6 @@ class StoredEvent(NamedTuple):
     timestamp: int
 
 
-class StoreOptions(NamedTuple):
-    """How the store behaves; see `settings.py` for what each means."""
-
-    namespace: str = "t2diff"
-    read_timeout_ms: float = 25.0
-    write_timeout_ms: float = 1000.0
-    max_connections: int = 8
-    breaker_threshold: int = 5
-    breaker_cooldown_ms: float = 500.0
-    max_length: int = 200
-    ttl_s: int = 90 * 86_400
-    cache_ms: float = 0.0
-    tls: TlsFiles = TlsFiles()
-
-
 class SequenceStore:
     """Reads and appends sequences. Every failure is a StoreUnavailableError with a `reason` label."""
 
@@ -76,21 +61,9 @@ class SequenceStore:
     ) -> None:
         """on_state: called with (operation, breaker state) whenever a breaker changes."""
         self._options = options
-        self._lanes = lanes = max(1, options.max_connections // 4)
-        guard = partial(
-            RedisGuard,
-            url=url,
-            tls=options.tls,
-            breaker_threshold=options.breaker_threshold,
-            breaker_cooldown_ms=options.breaker_cooldown_ms,
-            on_state=on_state,
-        )
-        self._reads = guard("read", max_connections=lanes, timeout_ms=options.read_timeout_ms)
-        writers = max(1, options.max_connections - lanes)
-        self._writes = guard("write", max_connections=writers, timeout_ms=options.write_timeout_ms)
-        self._coalescer: Coalescer[str, StoredSequence | None] = Coalescer(
-            self._fetch, max_batch=MAX_USERS_PER_READ, lanes=lanes
-        )
+        self._lanes = max(1, options.max_connections // 4)
+        self._reads, self._writes = redis_runners(url, options, self._lanes, on_state)
+        self._coalescers: dict[Hashable, Coalescer[str, StoredSequence | None]] = {}
         self._cache = SequenceCache(options.cache_ms / 1000) if options.cache_ms else None
         self._background: set[asyncio.Task[None]] = set()
 
@@ -107,10 +80,10 @@ class SequenceStore:
         """
         try:
             if self._cache is None:
-                return await self._coalescer.get(user_id, give_up_at=deadline.at)
+                return await self._coalescer_of(user_id).get(user_id, give_up_at=deadline.at)
             with self._cache.reading(user_id) as kept:
                 if not kept.found:
-                    kept.keep(await self._coalescer.get(user_id, give_up_at=deadline.at))
+                    kept.keep(await self._coalescer_of(user_id).get(user_id, give_up_at=deadline.at))
                 return kept.sequence
         except TimeoutError:
             raise DeadlineExceededError("the deadline passed before Redis answered") from None
@@ -127,11 +100,11 @@ class SequenceStore:
 
     async def ping(self) -> None:
         """A round trip on every connection that reads, which opens them. Raises StoreUnavailableError."""
-        await asyncio.gather(*(self._reads.call(ping) for _ in range(self._lanes)))
+        await self._reads.ping(self._lanes)
 
     async def close(self) -> None:
         """Let what is on its way end, then close every connection."""
-        await self._coalescer.close()
+        await asyncio.gather(*(coalescer.close() for coalescer in self._coalescers.values()))
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._reads.close()
         await self._writes.close()
@@ -139,20 +112,25 @@ class SequenceStore:
     def _key(self, user_id: str) -> str:
         return f"{self._options.namespace}:seq1:{user_id}"
 
+    def _coalescer_of(self, user_id: str) -> Coalescer[str, StoredSequence | None]:
+        """That of the user's place: a place which does not answer holds up nobody else."""
+        place = self._reads.place_of(self._key(user_id))
+        coalescer = self._coalescers.get(place)
+        if coalescer is None:
+            coalescer = Coalescer(self._fetch, max_batch=MAX_USERS_PER_READ, lanes=self._lanes)
+            self._coalescers[place] = coalescer
+        return coalescer
+
     async def _fetch(self, user_ids: list[str]) -> list[StoredSequence | Exception | None]:
         keys = [self._key(user_id) for user_id in user_ids]
 
-        async def read(connection: Connection) -> list[StoredSequence | Exception | None]:
-            arguments = [*keys, str(MAX_VALUE_BYTES)]
-            values = await call_script(connection, READ_SCRIPT, READ_SHA, len(keys), arguments)
-            if not isinstance(values, list) or len(values) != len(keys):
+        def understand(reply: Any, which: Sequence[int]) -> list[StoredSequence | Exception | None]:
+            if not isinstance(reply, list) or len(reply) != len(which):
                 raise NotThisUserError("Redis answered another question")
-            found = [_read(value, user_id) for value, user_id in zip(values, user_ids, strict=True)]
-            if any(isinstance(value, Exception) for value in found):
-                await connection.disconnect(nowait=True)
-            return found
+            return [_read(value, user_ids[number]) for value, number in zip(reply, which, strict=True)]
 
-        return await self._reads.call(read)
+        script = ScriptCall(READ_SCRIPT, READ_SHA, keys, shared=[str(MAX_VALUE_BYTES)], own=())
+        return await self._reads.run(script, understand)
 
     async def _append(self, events: Sequence[StoredEvent]) -> None:
         try:
@@ -164,27 +142,37 @@ class SequenceStore:
                 self._cache.forget({event.user_id for event in events})
 
     async def _append_chunks(self, events: Sequence[StoredEvent]) -> None:
+        """Place by place at once: what another place does not take, this one does."""
+        by_place: dict[Hashable, list[StoredEvent]] = {}
+        for event in dict.fromkeys(events):
+            by_place.setdefault(self._writes.place_of(self._key(event.user_id)), []).append(event)
+        appends = (self._append_in_place(of_place) for of_place in by_place.values())
+        for outcome in await asyncio.gather(*appends, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _append_in_place(self, events: Sequence[StoredEvent]) -> None:
+        limits = [*map(str, (self._options.max_length, self._options.ttl_s, MAX_VALUE_BYTES))]
         for chunk in _chunks(events, self._options.max_length):
             keys = [self._key(user_id) for user_id in chunk]
-            limits = (self._options.max_length, self._options.ttl_s, MAX_VALUE_BYTES)
-            arguments = [*keys, *map(str, limits)]
-            for user_id, of_user in chunk.items():
-                arguments += [user_id, str(len(of_user))]
-                arguments += itertools.chain.from_iterable((str(e.timestamp), e.item_id) for e in of_user)
-            append = partial(
-                call_script,
-                script=APPEND_SCRIPT,
-                sha=APPEND_SHA,
-                num_keys=len(keys),
-                arguments=arguments,
-            )
-            await self._writes.call(append)
+            own = [
+                [
+                    user_id,
+                    str(len(of_user)),
+                    *chain.from_iterable((str(e.timestamp), e.item_id) for e in of_user),
+                ]
+                for user_id, of_user in chunk.items()
+            ]
+            script = ScriptCall(APPEND_SCRIPT, APPEND_SHA, keys, limits, own)
+            for outcome in await self._writes.run(script, _appended):
+                if isinstance(outcome, Exception):
+                    raise outcome
 
 
 def _chunks(events: Sequence[StoredEvent], max_length: int) -> Iterator[dict[str, list[StoredEvent]]]:
-    """Events by user, ordered, without repeats and without what would be dropped at once; bounded calls."""
+    """Events by user, ordered, without what would be dropped at once; bounded calls."""
     by_user: dict[str, list[StoredEvent]] = {}
-    for event in dict.fromkeys(events):
+    for event in events:
         by_user.setdefault(event.user_id, []).append(event)
     chunk: dict[str, list[StoredEvent]] = {}
     for user_id, of_user in by_user.items():
@@ -206,28 +194,12 @@ def _read(value: Any, user_id: str) -> StoredSequence | Exception | None:
         return StoreUnavailableError("crossed", str(error))
 
 
+def _appended(reply: Any, which: Sequence[int]) -> list[Exception | None]:
+    if reply != len(which):
+        raise NotThisUserError("Redis answered another question")
+    return [None] * len(which)
+
+
 def _retrieve(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         task.exception()
-
-
-def options_of(settings: Any) -> StoreOptions:
-    """The store's part of the settings."""
-    return StoreOptions(
-        namespace=settings.redis_namespace,
-        read_timeout_ms=settings.redis_read_timeout_ms,
-        write_timeout_ms=settings.redis_write_timeout_ms,
-        max_connections=settings.redis_max_connections,
-        breaker_threshold=settings.breaker_threshold,
-        breaker_cooldown_ms=settings.breaker_cooldown_ms,
-        max_length=settings.sequence_max_length,
-        ttl_s=max(1, round(settings.sequence_ttl_days * 86_400)),
-        cache_ms=settings.sequence_cache_ms,
-        tls=TlsFiles(
-            *map(_path, (settings.redis_ca_file, settings.redis_cert_file, settings.redis_key_file))
-        ),
-    )
-
-
-def _path(path: Any) -> str | None:
-    return None if path is None else str(path)

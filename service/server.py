@@ -36,8 +36,10 @@ from service.middleware import Application
 from service.recall import RecallService
 from service.redis_url import shown
 from service.reloader import Reloader
-from service.sequence_store import SequenceStore, options_of
+from service.sequence_store import SequenceStore
 from service.settings import ServiceSettings, SettingsError, environment_variable_of, flag_of
+from service.start_tracing import started_tracing
+from service.store_options import options_of
 from service.tls import TlsFiles, tls_files
 
 logger = logging.getLogger("t2diff.server")
@@ -71,18 +73,19 @@ async def serve(
     with (
         _bound(settings.host, settings.port, "port") as public,
         _bound(settings.admin_host, settings.admin_port, "admin_port") as admin,
+        started_tracing(settings, metrics := Metrics()) as begin_trace,
     ):
         check_exposure(settings, {"host": public, "admin_host": admin})
         keys = None if settings.api_keys is None else KeyWatch(settings.api_keys)
         private = is_loopback(admin)
         admin_tls = None if private else tls
-        async with _parts(settings) as (service, reloader, redis_shown):
+        async with _parts(settings, metrics) as (service, reloader, redis_shown):
             callers = None if keys is None else _callers(settings, keys, service)
             admin_app = create_admin_app(service, reloader.check, callers, open_metrics=private)
             patient = guarded_protocol(settings.header_timeout_s)
             servers = [
                 Listener(
-                    create_app(service, callers),
+                    create_app(service, callers, begin_trace),
                     timeout_s=settings.shutdown_timeout_s,
                     http=public_protocol(service, patient),
                     tls=tls,
@@ -108,11 +111,12 @@ async def serve(
 
 
 @contextlib.asynccontextmanager
-async def _parts(settings: ServiceSettings) -> AsyncIterator[tuple[RecallService, Reloader, str]]:
+async def _parts(
+    settings: ServiceSettings, metrics: Metrics
+) -> AsyncIterator[tuple[RecallService, Reloader, str]]:
     """Redis, store, device thread and the first engine; ended in the reverse order."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     device = choose_device(settings.device)
-    metrics = Metrics()
     async with _redis(settings) as (redis_url, redis_shown):
         store = SequenceStore(redis_url, options_of(settings), on_state=metrics.set_breaker)
         batcher: Batcher[EngineRequest, EngineAnswer] = Batcher(

@@ -25,6 +25,7 @@ from pydantic_settings.exceptions import SettingsError as SourceError
 
 from service.experiments import Experiment
 from service.redis_url import check_url, is_tls
+from service.trace import check_collector
 
 ENVIRONMENT_PREFIX = "T2DIFF_"
 
@@ -129,7 +130,8 @@ class ServiceSettings(BaseSettings):
 
     redis_url: SecretStr | None = Field(
         None,
-        description="Your Redis (redis, rediss, unix or redis+sentinel URL); without it one is embedded.",
+        description="Your Redis (redis, rediss, unix, redis+sentinel or redis+cluster URL); "
+        "without it one is embedded.",
     )
     redis_ca_file: Path | None = Field(
         None, description="PEM file of who may vouch for Redis (rediss://); without it the system's."
@@ -170,6 +172,22 @@ class ServiceSettings(BaseSettings):
         90.0, gt=0, le=36_500, description="A user without new events is forgotten after this."
     )
 
+    tracing_endpoint: str | None = Field(
+        None, description="Collector that gets spans by OTLP, such as http://collector:4318; see Tracing."
+    )
+    tracing_sample: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of the requests that are traced when their caller does not say (traceparent).",
+    )
+    tracing_service_name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=255,
+        description="Name in the spans; without it OTEL_SERVICE_NAME, else t2diff-recall.",
+    )
+
     experiment: Experiment | None = Field(
         None, description="Bundles served side by side, a table of the settings file; see Experiments."
     )
@@ -198,10 +216,17 @@ class ServiceSettings(BaseSettings):
             return None
         url = info.data.get("redis_url")
         if url is None or not is_tls(url.get_secret_value()):
-            raise ValueError("needs a redis_url that begins with rediss:// or rediss+sentinel://")
+            raise ValueError(
+                "needs a redis_url that begins with rediss://, rediss+sentinel:// or rediss+cluster://"
+            )
         if not value.is_file():
             raise ValueError("must be a PEM file that can be read")
         return value
+
+    @field_validator("tracing_endpoint")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        return None if not value else check_collector(value)
 
     @field_validator("redis_namespace")
     @classmethod
@@ -284,7 +309,7 @@ def _one_line(error: ValidationError) -> str:
         elif entry["type"] == "extra_forbidden":
             problems.append(f"{where}: there is no such setting; see --help")
         else:
-            hidden = name == "redis_url" or isinstance(entry["input"], dict)
+            hidden = name in ("redis_url", "tracing_endpoint") or isinstance(entry["input"], dict)
             value = "" if hidden else f"got {str(entry['input'])[:80]!r}: "
             problems.append(f"{where}: {value}{entry['msg'].removeprefix('Value error, ')}")
     return "; ".join(problems)

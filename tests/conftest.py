@@ -13,6 +13,11 @@ from tests.s3_server import Connection, S3Server
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers share the cores
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--target replicas`: the end-to-end tests marked `any_target` against replicas behind HAProxy."""
+    parser.addoption("--target", choices=["process", "replicas"], default="process")
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Say at once which test failed: a run that is cut off later has no summary."""
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:

@@ -21,10 +21,12 @@ _STOP_TIMEOUT_S = 10.0
 class RedisProcess:
     """`with RedisProcess(folder, "--appendonly", "yes") as redis: redis.url`"""
 
-    def __init__(self, folder: Path, *options: str, config: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, *options: str, config: str | None = None, port: int | None = None
+    ) -> None:
         """config: text of a configuration file, PORT standing for the port; a sentinel needs one"""
         folder.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
+        self.port = free_port() if port is None else port
         self._command = [find_redis_server()]
         if config is not None:
             path = folder / "redis.conf"

@@ -36,9 +36,10 @@ MODEL_INFERENCE_SIDE = {
 
 IMPORTERS = {
     "faiss": {"index_builder/faiss_library.py"},
-    "redis": {"service/redis_guard.py", "service/redis_connections.py"},
+    "redis": {"service/redis_guard.py", "service/redis_connections.py", "service/redis_cluster.py"},
     "fastapi": {"service/app.py"},
     "prometheus_client": {"service/metrics.py", "service/arm_metrics.py", "service/caller_metrics.py"},
+    "opentelemetry": {"service/tracing.py"},
     "purgatory": {"service/redis_guard.py"},
     "matplotlib": {
         "model/report/page.py",
@@ -177,6 +178,7 @@ def test_every_dependency_is_used_and_every_import_is_declared() -> None:
     known = {module_of.get(name, name) for name in declared} | {
         "httpx",  # the extra `client`
         "ray",  # the extra `ray`
+        "opentelemetry",  # the extra `tracing`
         "faiss",
         "pydantic_core",
         "starlette",

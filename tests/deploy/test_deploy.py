@@ -75,7 +75,15 @@ def test_every_metric_of_ours_is_on_the_dashboard_or_watched() -> None:
     ours = {name for name in exported() if name.startswith("t2diff_")}
     not_shown = {"t2diff_experiment_info", "t2diff_arm_fallbacks_total", "t2diff_arm_score_shift"}
     not_shown.add("t2diff_arm_comparisons_dropped_total")  # those four: for whoever looks into one arm
+    not_shown.add("t2diff_spans_total")  # for whoever has a collector
     assert {name for name in ours if name not in text} == not_shown
+
+
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="there is no haproxy on PATH")
+def test_haproxy_takes_its_configuration() -> None:
+    config = DEPLOY / "haproxy" / "haproxy.cfg"
+    ran = subprocess.run(["haproxy", "-c", "-V", "-f", config], capture_output=True, text=True, check=False)
+    assert (ran.returncode, "WARNING" in ran.stderr) == (0, False), ran.stderr
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian's prometheus) is not here")

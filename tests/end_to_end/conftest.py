@@ -22,6 +22,8 @@ from index_builder.publish import Store
 from loadtest.stress.forked import ForkedProcess
 from service.embedded_redis import find_redis_server
 from tests import forked
+from tests.redis_cluster import ClusterProcesses
+from tests.replicas import Replicas
 from tests.untrained import TINY, build_untrained
 
 SLOW = {"embedding_dim": 64, "max_length": 50, "num_steps": 50}
@@ -87,9 +89,40 @@ class Served:
 Serve = Callable[..., Served]
 
 
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterProcesses]:
+    """A cluster of three."""
+    with ClusterProcesses(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
 @pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """`serve(bundles, setting=value, …)`: start a service and wait until it says that it is ready."""
+def serve(request: pytest.FixtureRequest, serve_one: Serve, tmp_path_factory: Any) -> Iterator[Any]:
+    """`serve(bundles, setting=value, …)`: start a service and wait until it says that it is ready.
+
+    With `--target replicas` three behind HAProxy, which share a Redis Cluster unless the test names a Redis.
+    """
+    if request.config.getoption("--target") == "process":
+        yield serve_one
+        return
+    if shutil.which("haproxy") is None:
+        pytest.skip("there is no haproxy on PATH")
+    started: list[Replicas] = []
+
+    def start(bundles: Path, **settings: Any) -> Replicas:
+        if "redis_url" not in settings:
+            settings["redis_url"] = request.getfixturevalue("redis_cluster").url
+        started.append(Replicas(serve_one, bundles, tmp_path_factory.mktemp("haproxy"), settings))
+        return started[-1]
+
+    yield start
+    for replicas in started:
+        replicas.close()
+
+
+@pytest.fixture(scope="module")
+def serve_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """`serve_one(bundles, setting=value, …)`: one process."""
     started: list[ForkedProcess] = []
 
     def start(bundles: Path, **settings: Any) -> Served:
@@ -131,6 +164,13 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
+
+
+@pytest.fixture
+def one_process(request: pytest.FixtureRequest) -> None:
+    """The test is about one process."""
+    if request.config.getoption("--target") != "process":
+        pytest.skip("about one process")
 
 
 class OwnRedis:

@@ -16,6 +16,7 @@ import pytest
 
 from service.client import AsyncRecallClient, RecallClient, RecallError, RecallUnavailableError, RetryBudget
 
+pytestmark = pytest.mark.any_target
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "ranking_stage.py"
 SEQUENCE = [{"item_id": f"i{n}"} for n in range(1, 6)]
 
@@ -71,7 +72,9 @@ def test_what_cannot_be_reached_is_given_up_at_the_deadline() -> None:
         RecallClient(url, deadline_ms=0)
 
 
-def test_a_service_that_starts_again_is_asked_again(serve: Any, tiny_bundles: Path) -> None:
+def test_a_service_that_starts_again_is_asked_again(
+    serve: Any, tiny_bundles: Path, one_process: None
+) -> None:
     first = serve(tiny_bundles)
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+pytestmark = pytest.mark.any_target
 ITEMS = [f"i{n}" for n in range(1, 61)]
 
 
@@ -184,7 +185,7 @@ def test_hostile_framing_and_headers_get_4xx_or_a_closed_connection_and_hurt_nob
         assert client.post("/recall", json={"user_id": "u"}).status_code == 200
 
 
-def test_metrics_and_admin_are_on_their_own_port(embedded: Any) -> None:
+def test_metrics_and_admin_are_on_their_own_port(embedded: Any, one_process: None) -> None:
     with embedded.client() as client:
         client.post("/recall", json={"user_id": "u"})
         assert client.get("/metrics").status_code == 404

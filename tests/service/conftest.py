@@ -25,8 +25,10 @@ from service.embedded_redis import EmbeddedRedis, find_redis_server
 from service.engine import Engine, set_threads
 from service.metrics import Metrics
 from service.recall import RecallService
-from service.sequence_store import SequenceStore, StoreOptions, options_of
+from service.sequence_store import SequenceStore, StoreOptions
 from service.settings import ServiceSettings
+from service.store_options import options_of
+from tests.redis_cluster import ClusterProcesses
 from tests.untrained import build_untrained
 
 
@@ -60,13 +62,21 @@ def redis_on_a_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.wait(10)
 
 
-@pytest.fixture(params=["embedded", "own"])
+@pytest.fixture(scope="session")
+def redis_cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a cluster of three."""
+    with ClusterProcesses(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster.url
+
+
+@pytest.fixture(params=["embedded", "own", "cluster"])
 async def redis_url(
     request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: object
 ) -> AsyncIterator[str]:
-    """Both ways of having a Redis."""
-    if request.param == "own":
-        yield request.getfixturevalue("redis_on_a_port")
+    """The ways of having a Redis."""
+    if request.param != "embedded":
+        own = {"own": "redis_on_a_port", "cluster": "redis_cluster_url"}[request.param]
+        yield request.getfixturevalue(own)
         return
     async with EmbeddedRedis(tmp_path) as embedded:
         yield embedded.url

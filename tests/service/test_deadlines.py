@@ -90,7 +90,7 @@ async def test_the_store_gets_what_is_left_though_its_own_timeout_is_longer(
     start: Any, engine: Engine, on_deadline: str, expected: tuple[int, str | None]
 ) -> None:
     running, tower, _ = await served(start, engine, redis_read_timeout_ms=10_000, on_deadline=on_deadline)
-    coalescer = running.service.store._coalescer
+    coalescer = running.service.store._coalescer_of("u")
     fetch, released = coalescer._fetch, asyncio.Event()
 
     async def held(keys: list[str]) -> Any:
@@ -113,7 +113,7 @@ class FiredEarly(Deadline):
 
 async def test_a_timer_that_fires_early_is_no_fault_of_redis(start: Any, engine: Engine) -> None:
     running, _, _ = await served(start, engine, redis_read_timeout_ms=10_000)
-    coalescer = running.service.store._coalescer
+    coalescer = running.service.store._coalescer_of("u")
     fetch, released = coalescer._fetch, asyncio.Event()
 
     async def held(keys: list[str]) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.redis_url import SentinelUrl, check_url, parse_sentinel_url, shown
+from service.redis_url import Address, SentinelUrl, check_url, node_url, parse_sentinel_url, seeds_of, shown
 from service.settings import SettingsError, load_settings
 
 
@@ -23,8 +23,16 @@ def test_a_sentinel_url_has_several_sentinels_a_service_and_a_database() -> None
     )
 
 
+def test_a_cluster_url_has_some_of_its_nodes_and_each_is_entered_in_the_same_way() -> None:
+    url = "rediss+cluster://me:p%40ss@a:7000,b,[::1]:7?ssl_check_hostname=false"
+    assert seeds_of(url) == [Address("a", 7000), Address("b", 6379), Address("::1", 7)]
+    assert node_url(url, Address("c", 7001)) == "rediss://me:p%40ss@c:7001?ssl_check_hostname=false"
+    assert node_url("redis+cluster://a,b", Address("::2", 1)) == "redis://[::2]:1"
+
+
 def test_what_is_shown_of_a_url_has_no_password() -> None:
     assert shown("redis://me:hunter2@h:1/0") == "redis://h:1/0"
+    assert shown("redis+cluster://me:hunter2@h:1,i") == "redis+cluster://h:1,i"
     assert shown("unix:///run/redis?password=hunter2") == "unix:///run/redis"
     assert (
         shown("rediss+sentinel://:hunter2@a:1,b:2/s?sentinel_password=hunter2")
@@ -48,6 +56,11 @@ def test_what_is_shown_of_a_url_has_no_password() -> None:
         ("redis+sentinel://a:1,,b:1/s", "list sentinels as"),
         ("redis+sentinel://a:0/s", "list sentinels as"),
         ("redis+sentinel://a/s/x", "/SERVICE/DB"),
+        ("redis+cluster://a:1,b:hunter2", "list nodes as"),
+        ("redis+cluster://", "list nodes as"),
+        ("redis+cluster://a:1/0", "one database only"),
+        ("redis+cluster://a?db=1", "unknown option 'db'; there are none"),
+        ("rediss+cluster://a?db=1", "unknown option 'db'; there are ssl_ca_certs"),
     ],
 )
 def test_a_url_that_cannot_work_is_refused_with_its_remedy(url: str, message: str) -> None:
@@ -58,7 +71,15 @@ def test_a_url_that_cannot_work_is_refused_with_its_remedy(url: str, message: st
 
 @pytest.mark.parametrize(
     "url",
-    ["redis://h", "redis://:p@h:1/2", "rediss://h?ssl_ca_certs=x", "unix:///run/s?db=1", "REDIS://[::1]:1/0"],
+    [
+        "redis+cluster://h",
+        "redis+cluster://:p@h:1,[::1]/",
+        "redis://h",
+        "redis://:p@h:1/2",
+        "rediss://h?ssl_ca_certs=x",
+        "unix:///run/s?db=1",
+        "REDIS://[::1]:1/0",
+    ],
 )
 def test_a_url_that_works_passes(url: str) -> None:
     check_url(url)

@@ -1,4 +1,4 @@
-"""The store against a real redis-server, embedded and one's own."""
+"""The store against real redis-servers: embedded, one's own, and a cluster."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from typing import Any
 
 import pytest
-from redis import asyncio as redis
 
 from service.deadline import Deadline
 from service.errors import StoreUnavailableError
 from service.packed_sequence import StoredSequence
 from service.sequence_store import SequenceStore, StoredEvent, StoreOptions
+from tests.redis_cluster import node_with, nodes_of
 
 pytestmark = pytest.mark.anyio
 IN_TIME = Deadline(time.monotonic() + 3600)
@@ -26,6 +26,13 @@ def events(user_id: str, *pairs: tuple[str, int]) -> list[StoredEvent]:
 async def stored(store: SequenceStore, user_id: str) -> list[tuple[str, int]] | None:
     sequence = await store.read(user_id, IN_TIME)
     return None if sequence is None else list(zip(sequence.item_ids, sequence.timestamps, strict=True))
+
+
+async def kill_connections(redis_url: str) -> int:
+    """Have the server close every connection but this one; how many there were."""
+    async with nodes_of(redis_url) as clients:
+        kill = ("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        return sum([await client.execute_command(*kill) for client in clients])
 
 
 async def test_a_user_without_events_has_no_sequence(store: SequenceStore) -> None:
@@ -43,8 +50,7 @@ async def test_connections_that_the_server_closed_meanwhile_fail_nobody(
 ) -> None:
     await store.append(events("u", ("a", 10)))
     assert await stored(store, "u") == [("a", 10)]
-    async with redis.Redis.from_url(redis_url) as client:
-        assert await client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes") >= 2
+    assert await kill_connections(redis_url) >= 2
     await asyncio.sleep(0.1)  # until the news is here
     assert await stored(store, "u") == [("a", 10)]
     await store.append(events("u", ("b", 20)))
@@ -55,12 +61,11 @@ async def test_connections_that_the_server_closes_again_and_again_do_not_use_up_
     store: SequenceStore, redis_url: str
 ) -> None:
     await store.append(events("u", ("a", 10)))
-    async with redis.Redis.from_url(redis_url) as client:
-        for _ in range(StoreOptions().max_connections + 1):
-            assert await stored(store, "u") == [("a", 10)]
-            await store.append(events("u", ("a", 10)))
-            await client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            await asyncio.sleep(0.1)  # until the news is here
+    for _ in range(StoreOptions().max_connections + 1):
+        assert await stored(store, "u") == [("a", 10)]
+        await store.append(events("u", ("a", 10)))
+        await kill_connections(redis_url)
+        await asyncio.sleep(0.1)  # until the news is here
     assert await stored(store, "u") == [("a", 10)]
 
 
@@ -117,11 +122,11 @@ async def test_concurrent_appends_lose_nothing(redis_url: str) -> None:
 async def test_a_sequence_expires(redis_url: str) -> None:
     store = SequenceStore(redis_url, StoreOptions(namespace="expiring", ttl_s=1234, read_timeout_ms=2000))
     await store.append(events("u", ("a", 10)))
-    client = redis.Redis.from_url(redis_url)
-    keys = [key async for key in client.scan_iter("expiring:*")]
-    assert len(keys) == 1
-    assert 1200 < await client.ttl(keys[0]) <= 1234
-    await client.aclose()
+    async with nodes_of(redis_url) as clients:
+        found = [(client, key) for client in clients async for key in client.scan_iter("expiring:*")]
+        assert len(found) == 1
+        client, key = found[0]
+        assert 1200 < await client.ttl(key) <= 1234
     await store.close()
 
 
@@ -145,9 +150,9 @@ async def test_a_value_that_is_not_this_users_fails_that_read_alone_and_is_heale
     redis_url: str, value: bytes
 ) -> None:
     store = SequenceStore(redis_url, StoreOptions(namespace="hostile", read_timeout_ms=2000))
-    client = redis.Redis.from_url(redis_url)
     await store.append(events("good", ("a", 10)))
-    await client.set("hostile:seq1:u", value)
+    async with node_with(redis_url, "hostile:seq1:u") as client:
+        await client.set("hostile:seq1:u", value)
     users = ("good", "u", "nobody")
     reads = await asyncio.gather(*(store.read(user, IN_TIME) for user in users), return_exceptions=True)
     assert reads[0] == StoredSequence(["a"], [10])
@@ -158,19 +163,18 @@ async def test_a_value_that_is_not_this_users_fails_that_read_alone_and_is_heale
     healed = await stored(store, "u")
     assert healed is not None
     assert healed[-1] == ("b", 20)
-    await client.delete("hostile:seq1:u")
-    await client.aclose()
+    async with node_with(redis_url, "hostile:seq1:u") as client:
+        await client.delete("hostile:seq1:u")
     await store.close()
 
 
 async def test_a_key_of_another_type_is_no_sequence_and_is_replaced(redis_url: str) -> None:
     store = SequenceStore(redis_url, StoreOptions(namespace="typed", read_timeout_ms=2000))
-    client = redis.Redis.from_url(redis_url)
-    await client.rpush("typed:seq1:u", "a", "b")
+    async with node_with(redis_url, "typed:seq1:u") as client:
+        await client.rpush("typed:seq1:u", "a", "b")
     assert await store.read("u", IN_TIME) is None
     await store.append(events("u", ("c", 1)))
     assert await stored(store, "u") == [("c", 1)]
-    await client.aclose()
     await store.close()
 
 
@@ -216,7 +220,7 @@ async def test_a_huge_value_fails_its_user_alone_and_is_replaced_by_the_next_eve
     """64 MB is more than comes within the time of a read: by size, not by its timeout, it must be refused."""
     options = StoreOptions(namespace="huge", read_timeout_ms=2000, write_timeout_ms=5000, breaker_threshold=1)
     store = SequenceStore(redis_url, options)
-    async with redis.Redis.from_url(redis_url) as client:
+    async with node_with(redis_url, "huge:seq1:u") as client:
         await client.set("huge:seq1:u", "u\n1\na\n")
         await client.setrange("huge:seq1:u", 64 * 2**20, "\n")
         await store.append(events("good", ("a", 10)))
@@ -241,7 +245,7 @@ async def test_the_longest_sequence_that_can_be_stored_is_read_back(redis_url: s
     )
     store = SequenceStore(redis_url, options)
     user_id, widest = "\U0001f3ac" * 128, "\U0001f3ac" * 122
-    async with redis.Redis.from_url(redis_url) as client:
+    async with node_with(redis_url, f"long:seq1:{user_id}") as client:
         lines = [user_id, *(f"{9_000_000_000_000_000 + n}\n{widest}{n:06d}" for n in range(9_999)), ""]
         await client.set(f"long:seq1:{user_id}", "\n".join(lines))
     await store.append([StoredEvent(user_id, "last", 2**53 - 1)])

@@ -50,7 +50,7 @@ def test_the_settings_file_can_be_named_by_the_environment(
         (["--bundles", "x", "--max-batch", "0"], r"max_batch .*'0'.*greater than or equal to 1"),
         (
             ["--bundles", "x", "--redis-url", "http://h"],
-            r"redis_url .*redis://, rediss://, unix://, redis\+sentinel:// or",
+            r"redis_url .*redis://, rediss://, unix://, redis\+sentinel://, ",
         ),
         (["--bundles", "x", "--redis-namespace", "a b"], r"redis_namespace .*'a b'.*letters"),
         (["--config", "/no/such/file"], r"config: /no/such/file is not a file"),
@@ -81,6 +81,26 @@ def test_a_wrong_settings_file_is_an_error(tmp_path: Path, text: str, message: s
     file.write_text(text)
     with pytest.raises(SettingsError, match=message):
         load_settings(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("collector:4318", "http:// or https:// URL with a host"),
+        ("grpc://collector:4317", "http:// or https:// URL with a host"),
+        ("http://", "http:// or https:// URL with a host"),
+        ("http://collector:port", "http:// or https:// URL with a host"),
+        ("http://collector:70000", "http:// or https:// URL with a host"),
+        ("http://me:hunter2@collector", "OTEL_EXPORTER_OTLP_HEADERS"),
+        ("http://collector/v1/traces?key=hunter2", "OTEL_EXPORTER_OTLP_HEADERS"),
+    ],
+)
+def test_a_malformed_collector_is_told_with_the_remedy_and_without_its_password(
+    url: str, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=rf"tracing_endpoint \(--tracing-endpoint, .*{message}") as error:
+        load_settings(["--bundles", "x", "--tracing-endpoint", url])
+    assert "hunter2" not in str(error.value)
 
 
 def test_an_empty_redis_url_means_the_embedded_one() -> None:
