@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError as SourceError
 
+from index_builder.milvus_access import MilvusAccess, check_milvus_url
 from service.experiments import Experiment
 from service.redis_url import check_url, is_tls
 
@@ -170,6 +171,16 @@ class ServiceSettings(BaseSettings):
         90.0, gt=0, le=36_500, description="A user without new events is forgotten after this."
     )
 
+    milvus_url: str | None = Field(
+        None, description="Where bundles of index kind milvus find Milvus; without it where they were built."
+    )
+    milvus_token: SecretStr | None = Field(
+        None, description="What Milvus asks for: user:password, or an API key."
+    )
+    milvus_timeout_ms: float = Field(
+        200.0, gt=0, le=60_000, description="Time that Milvus has for one search before the fallback answers."
+    )
+
     experiment: Experiment | None = Field(
         None, description="Bundles served side by side, a table of the settings file; see Experiments."
     )
@@ -190,6 +201,19 @@ class ServiceSettings(BaseSettings):
             return None
         check_url(value.get_secret_value())
         return value
+
+    @field_validator("milvus_url")
+    @classmethod
+    def _usable_milvus_url(cls, value: str | None) -> str | None:
+        if value:
+            check_milvus_url(value)
+        return value or None
+
+    @property
+    def milvus(self) -> MilvusAccess:
+        """What opens the collections that bundles name."""
+        token = "" if self.milvus_token is None else self.milvus_token.get_secret_value()
+        return MilvusAccess(self.milvus_url, token)
 
     @field_validator("redis_ca_file", "redis_cert_file", "redis_key_file")
     @classmethod
@@ -284,7 +308,7 @@ def _one_line(error: ValidationError) -> str:
         elif entry["type"] == "extra_forbidden":
             problems.append(f"{where}: there is no such setting; see --help")
         else:
-            hidden = name == "redis_url" or isinstance(entry["input"], dict)
+            hidden = name in ("redis_url", "milvus_url", "milvus_token") or isinstance(entry["input"], dict)
             value = "" if hidden else f"got {str(entry['input'])[:80]!r}: "
             problems.append(f"{where}: {value}{entry['msg'].removeprefix('Value error, ')}")
     return "; ".join(problems)

@@ -1,0 +1,108 @@
+"""A collection in Milvus as one of the `searchers`: bounded in time, and left alone while it fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from index_builder.exact_search import MAX_SCORE
+from index_builder.milvus_access import MilvusAccess
+from index_builder.milvus_corpus import Corpus, connect
+from index_builder.searchers import SearchFailedError
+
+if TYPE_CHECKING:
+    from index_builder.milvus_index import Milvus
+
+_MAX_FETCH = 16_384
+"""Milvus's own limit for a search."""
+_MAX_WIDTH = 4_096
+_PATIENCE_S = 60.0
+_COOLDOWN_S = 0.5
+
+
+@dataclass
+class _Outage:
+    """until: on `time.monotonic`, before it nobody asks"""
+
+    until: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class MilvusSearcher:
+    """One collection.
+
+    timeout_s: of one call   until: on `time.monotonic`, when the whole search must have ended
+    """
+
+    milvus: Milvus
+    corpus: Corpus
+    outage: _Outage
+    timeout_s: float = _PATIENCE_S
+    until: float = float("inf")
+
+    masks = False  # a fetch of all exclusions and K more took a third of the time of a filter that names them
+    max_fetch = _MAX_FETCH
+
+    @property
+    def max_width(self) -> int:
+        return 0 if self.corpus.index == "FLAT" else _MAX_WIDTH
+
+    def within(self, timeout_s: float, until: float) -> MilvusSearcher:
+        """The same with less time; what one of them learns about an outage holds for all."""
+        return replace(self, timeout_s=timeout_s, until=until)
+
+    def search(
+        self, queries: np.ndarray, *, fetch: int, keep: int, width: int, skip: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Raises SearchFailedError when the server does not answer in time, or was found failing just now."""
+        assert skip is None
+        now = time.monotonic()
+        if now < self.outage.until:
+            raise SearchFailedError(f"left alone for a moment: {self.outage.reason}", asked=False)
+        timeout_s = min(self.timeout_s, self.until - now)
+        if timeout_s <= 0:
+            raise SearchFailedError("no time is left to ask Milvus", asked=False)
+        params = {} if self.corpus.index == "FLAT" else {"ef": max(width, fetch)}
+        try:
+            found = self.milvus.search(
+                self.corpus.collection, queries, limit=fetch, params=params, timeout_s=timeout_s
+            )
+        except OSError as error:
+            self.outage.reason, self.outage.until = str(error), time.monotonic() + _COOLDOWN_S
+            raise SearchFailedError(str(error)) from error
+        return _tidied(found, len(queries), fetch, self.corpus.num_items)
+
+
+def open_searcher(corpus: Corpus, access: MilvusAccess) -> MilvusSearcher:
+    """The searcher of a collection, checked. Raises ValueError or MilvusError when it is not as recorded."""
+    milvus = connect(access, corpus.url)
+    corpus.check(milvus)
+    return MilvusSearcher(milvus, corpus, _Outage())
+
+
+def _tidied(
+    found: Sequence[tuple[Sequence[int], Sequence[float]]], batch_size: int, fetch: int, num_items: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows of this corpus with numbers for scores, best first.
+
+    found: per query rows and scores, as they came   -> scores (B, F), rows (B, F); -inf and -1 at the end
+    """
+    if len(found) != batch_size:
+        raise SearchFailedError(f"Milvus answered {len(found)} of {batch_size} queries")
+    scores = np.full((batch_size, fetch), -np.inf, dtype=np.float32)
+    rows = np.full((batch_size, fetch), -1, dtype=np.int64)
+    for query, (of_query, with_scores) in enumerate(found):
+        some = np.asarray(of_query, dtype=np.int64)
+        value = np.asarray(with_scores, dtype=np.float32)
+        sound = np.flatnonzero(np.isfinite(value) & (some >= 0) & (some < num_items))
+        order = sound[np.argsort(-value[sound], kind="stable")]
+        _, first = np.unique(some[order], return_index=True)
+        order = order[np.sort(first)][:fetch]
+        scores[query, : len(order)] = np.clip(value[order], -MAX_SCORE, MAX_SCORE)
+        rows[query, : len(order)] = some[order]
+    return scores, rows
