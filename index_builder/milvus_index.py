@@ -133,10 +133,10 @@ class Milvus:
             self._client.create_index(name, indexes, timeout=_BUILD_S)
             self._client.load_collection(name, timeout=_BUILD_S)
 
-    def load(self, name: str) -> None:
+    def load(self, name: str, *, timeout_s: float = _BUILD_S) -> None:
         """Make a collection searchable; nothing happens where it is."""
         with self._asking(f"collection {name} cannot be loaded"):
-            self._client.load_collection(name, timeout=_BUILD_S)
+            self._client.load_collection(name, timeout=timeout_s)
 
     def names(self) -> list[str]:
         """Of every collection."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +24,7 @@ _MAX_FETCH = 16_384
 _MAX_WIDTH = 4_096
 _PATIENCE_S = 60.0
 _COOLDOWN_S = 0.5
+_LOAD_S = 5.0
 
 
 @dataclass
@@ -30,6 +33,7 @@ class _Outage:
 
     until: float = 0.0
     reason: str = ""
+    loading: Thread | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,22 @@ class MilvusSearcher:
             )
         except OSError as error:
             self.outage.reason, self.outage.until = str(error), time.monotonic() + _COOLDOWN_S
+            self._load_again()
             raise SearchFailedError(str(error)) from error
         return _tidied(found, len(queries), fetch, self.corpus.num_items)
+
+
+    def _load_again(self) -> None:
+        """In a thread of its own: a server that was restarted may have forgotten what was loaded."""
+        if self.outage.loading is not None and self.outage.loading.is_alive():
+            return
+
+        def load() -> None:
+            with suppress(OSError):
+                self.milvus.load(self.corpus.collection, timeout_s=_LOAD_S)
+
+        self.outage.loading = Thread(target=load, name="milvus-load", daemon=True)
+        self.outage.loading.start()
 
 
 def open_searcher(corpus: Corpus, access: MilvusAccess) -> MilvusSearcher:
