@@ -24,12 +24,13 @@ _PROPERTY = "t2diff"
 ROW, ITEM_ID, EMBEDDING = "row", "item_id", "embedding"
 _MAX_ID_BYTES = 512
 _BATCH_BYTES = 4 << 20
-_CALL_S = 20.0
+_CONNECT_S = 5.0
+_CALL_S = 10.0
 _BUILD_S = 6 * 3600.0
 _RECONNECT_MS = {
     "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.min_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": 500,
+    "grpc.min_reconnect_backoff_ms": 1_000,
+    "grpc.max_reconnect_backoff_ms": 1_000,
 }
 """gRPC's own default waits up to two minutes before it looks whether a server is back."""
 
@@ -53,7 +54,7 @@ class Described:
 class Milvus:
     """One server or cluster, perhaps one database of it."""
 
-    def __init__(self, url: str, access: MilvusAccess, *, timeout_s: float = _CALL_S) -> None:
+    def __init__(self, url: str, access: MilvusAccess, *, timeout_s: float = _CONNECT_S) -> None:
         """Raises MilvusError when it cannot be reached."""
         self.url = url
         with self._asking("it cannot be reached"):
@@ -186,4 +187,7 @@ def _read_mark(text: Any) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     told = str(getattr(error, "message", "") or error) or type(error).__name__
+    for one in (error, error.__cause__):
+        if isinstance(one, grpc.Call):
+            told = f"{one.code().name}, {one.details()}"
     return told.strip().splitlines()[0][:200]

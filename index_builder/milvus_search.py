@@ -58,7 +58,7 @@ class MilvusSearcher:
 
     def within(self, timeout_s: float, until: float) -> MilvusSearcher:
         """The same with less time; what one of them learns about an outage holds for all."""
-        return replace(self, timeout_s=timeout_s, until=until)
+        return replace(self, timeout_s=min(timeout_s, _PATIENCE_S), until=until)
 
     def search(
         self, queries: np.ndarray, *, fetch: int, keep: int, width: int, skip: np.ndarray | None = None
@@ -81,7 +81,6 @@ class MilvusSearcher:
             self._load_again()
             raise SearchFailedError(str(error)) from error
         return _tidied(found, len(queries), fetch, self.corpus.num_items)
-
 
     def _load_again(self) -> None:
         """In a thread of its own: a server that was restarted may have forgotten what was loaded."""

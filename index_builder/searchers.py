@@ -19,7 +19,7 @@ from index_builder.search_groups import MAX_FETCH_CPU
 from model.two_tower import Metric
 
 
-class SearchFailedError(RuntimeError):
+class SearchFailedError(OSError):
     """An index on other hosts gave no answer.   asked: false when it failed so lately that nobody asked it"""
 
     def __init__(self, reason: str, *, asked: bool = True) -> None:

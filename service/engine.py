@@ -92,7 +92,7 @@ class Engine:
         canary_tower: the same engine as the bundle was built to sample, where `tower` samples otherwise
         levels: of soft degradation, the first being `tower`   degradation: says which of them runs
         memory: of the device, shared by its engines
-        search_timeout_s: for one call of an index on other hosts, while somebody waits
+        search_timeout_s: for one call of an index on other hosts, once it is warm
         """
         self.bundle = bundle
         self.device = device
@@ -213,10 +213,8 @@ class Engine:
 
     def _index_for(self, requests: Collection[EngineRequest]) -> AnnIndex:
         """The bundle's; one on other hosts has as long as somebody of the batch waits."""
-        ends = [request.deadline.at for request in requests if request.deadline is not None]
-        if len(ends) < len(requests):
-            return self.bundle.index
-        return self.bundle.index.within(self._search_timeout_s, max(ends))
+        ends = (math.inf if request.deadline is None else request.deadline.at for request in requests)
+        return self.bundle.index.within(self._search_timeout_s, max(ends, default=math.inf))
 
     def _named(self) -> dict[str, Any]:
         return {"bundle": self.bundle.bundle_id}
@@ -227,6 +225,8 @@ class Engine:
         Raises BundleError when this machine does not reproduce the answers recorded with the bundle.
         """
         bundle = self.bundle
+        patient = copy.copy(self)
+        patient._search_timeout_s = math.inf
         sequences = [case.sequence for case in bundle.canary] or [_shortest_sequence()]
         size = 1
         while size <= max_batch:
@@ -235,7 +235,7 @@ class Engine:
                 for n in range(size)
             ]
             for level in dict.fromkeys(self._levels):
-                self._within_memory(batch, *level)
+                patient._within_memory(batch, *level)
             size *= 2
         replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary, tower=self._canary_tower)
 

@@ -308,7 +308,7 @@ def test_a_server_that_is_gone_is_named(own_server: MilvusServer, tmp_path: Path
     store = Store(tmp_path / "store")
     bundle_id = build(store, own_server)
     own_server.kill()
-    with pytest.raises(BundleError, match=f"Milvus at {own_server.url}: it cannot be reached"):
+    with pytest.raises(BundleError, match=f"Milvus at {own_server.url}: "):
         load_bundle(store.bundle_url(bundle_id))
     with pytest.raises(OSError, match=own_server.url):
         store.publish(bundle_id)
