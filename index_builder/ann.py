@@ -61,7 +61,7 @@ _SMALL, _TOGETHER = 16_384, 8
 """Up to so many items, for so many queries at once, one matrix product with the exclusions masked in it beats
 FAISS's exhaustive search: 41 against 74 us a query of 32, 103 against 111 of 8, but 205 against 183 for one
 alone (3,706 items, exclusions of 50, one core, each right after the user tower)."""
-_REMOTE_WIDTH = 64  # of a remote graph, before it is tuned
+_REMOTE_WIDTH = 16  # before it is tuned
 _MAX_EXACT_ITEMS = 1_000_000
 """Up to so many items, what came back short from elsewhere is searched in the bundle's own embeddings."""
 _TUNED_TOP_K = 100
@@ -109,7 +109,7 @@ def remote_index(embeddings: np.ndarray, searcher: MilvusSearcher) -> AnnIndex:
         metric="inner_product",
         embeddings=embeddings,
         searcher=searcher,
-        width=_REMOTE_WIDTH if searcher.max_width else 0,
+        width=min(_REMOTE_WIDTH, searcher.max_width),
     )
 
 

@@ -109,18 +109,10 @@ class Milvus:
         with self._asking(f"collection {name} cannot be created"):
             self._client.create_collection(name, schema=schema, properties={_PROPERTY: text}, timeout=_CALL_S)
 
-    def fill(
-        self,
-        name: str,
-        embeddings: np.ndarray,
-        item_ids: Sequence[str],
-        *,
-        index: str,
-        params: Mapping[str, int],
-    ) -> None:
+    def fill(self, name: str, embeddings: np.ndarray, item_ids: Sequence[str], *, num_lists: int) -> None:
         """Insert row m as (m, item_ids[m], embeddings[m]), index all by inner product, and load it.
 
-        index: FLAT, HNSW, … as Milvus calls them   params: those of its construction
+        num_lists: of an inverted file; 0: every search compares with all rows
         """
         size = max(1, _BATCH_BYTES // (4 * embeddings.shape[1] + _MAX_ID_BYTES))
         with self._asking(f"collection {name} cannot be filled"):
@@ -130,7 +122,8 @@ class Milvus:
                 self._client.insert(name, entries, timeout=_CALL_S)
             self._client.flush(name, timeout=_BUILD_S)
             indexes = self._client.prepare_index_params()
-            indexes.add_index(EMBEDDING, index_type=index, metric_type="IP", params=dict(params))
+            kind, params = ("IVF_FLAT", {"nlist": num_lists}) if num_lists else ("FLAT", {})
+            indexes.add_index(EMBEDDING, index_type=kind, metric_type="IP", params=params)
             self._client.create_index(name, indexes, timeout=_BUILD_S)
             self._client.load_collection(name, timeout=_BUILD_S)
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _MAX_FETCH = 16_384
 """Milvus's own limit for a search."""
-_MAX_WIDTH = 4_096
 _PATIENCE_S = 60.0
 _COOLDOWN_S = 0.5
 _LOAD_S = 5.0
@@ -54,7 +53,8 @@ class MilvusSearcher:
 
     @property
     def max_width(self) -> int:
-        return 0 if self.corpus.index == "FLAT" else _MAX_WIDTH
+        """Every list; 0 where there are none."""
+        return self.corpus.num_lists
 
     def within(self, timeout_s: float, until: float) -> MilvusSearcher:
         """The same with less time; what one of them learns about an outage holds for all."""
@@ -71,7 +71,7 @@ class MilvusSearcher:
         timeout_s = min(self.timeout_s, self.until - now)
         if timeout_s <= 0:
             raise SearchFailedError("no time is left to ask Milvus", asked=False)
-        params = {} if self.corpus.index == "FLAT" else {"ef": max(width, fetch)}
+        params = {"nprobe": min(width, self.max_width)} if self.max_width else {}
         try:
             found = self.milvus.search(
                 self.corpus.collection, queries, limit=fetch, params=params, timeout_s=timeout_s

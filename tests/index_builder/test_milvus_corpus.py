@@ -25,7 +25,7 @@ RECORD = {
     "url": "http://milvus:19530",
     "collection": f"t2diff_{BUILD}",
     "build": BUILD,
-    "index": "FLAT",
+    "num_lists": 0,
     "num_items": 60,
     "dim": 8,
     "sha256": "0" * 64,
