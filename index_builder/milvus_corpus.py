@@ -202,8 +202,8 @@ def drop_unused(
 def _list_count(num_items: int) -> int:
     """As Milvus advises.
 
-    A graph was no choice: by inner product it found 0.86 of the best 100 at any width (milvus-lite, 4,000 items
-    as of `clustered_embeddings`); lists find all of them when all are visited.
+    A graph was no choice: by inner product it found 0.86 of the best 100 at any width (milvus-lite, 4,000
+    items as of `clustered_embeddings`); lists find all of them when all are visited.
     """
     return min(_MAX_LISTS, round(4 * num_items**0.5))
 
