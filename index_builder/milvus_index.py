@@ -63,13 +63,21 @@ class Milvus:
             )
 
     def search(
-        self, name: str, queries: np.ndarray, *, limit: int, params: Mapping[str, int], timeout_s: float
+        self,
+        name: str,
+        queries: np.ndarray,
+        *,
+        limit: int,
+        params: Mapping[str, int],
+        skip: Sequence[int],
+        timeout_s: float,
     ) -> list[tuple[list[int], list[float]]]:
         """Rows and scores of each query as the server gives them.   queries: (B, D) float32"""
         with self._asking(f"collection {name} cannot be searched"):
             waiting: Any = self._client.search(
                 name,
                 list(queries),
+                filter=f"{ROW} not in {list(skip)}" if skip else "",
                 limit=limit,
                 anns_field=EMBEDDING,
                 search_params={"metric_type": "IP", "params": dict(params)},

@@ -20,11 +20,15 @@ class MilvusServer:
     """`milvus-lite server` on a port of its own; the same port and data after a restart."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.move()
+
+    def move(self) -> None:
+        """Start it on a port where it was not before."""
         with closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
         self.start()
 
     def start(self) -> None:

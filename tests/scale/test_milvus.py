@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,11 @@ from index_builder.milvus_corpus import CURRENT, Corpus, write_corpus
 from index_builder.milvus_search import open_searcher
 from index_builder.overlap import ann_overlap, tune
 from index_builder.publish import Store
-from index_builder.retention import prune
+from index_builder.retention import Retention, prune
 from model.checkpoint import Checkpoint
 from model.noise import request_key
 from tests.end_to_end.conftest import Serve, Served, serve  # noqa: F401  (a fixture)
+from tests.index_builder.small_night import EARLIER, LATER, night, write_log
 from tests.scale.milvus_server import MilvusServer
 from tests.untrained import untrained_checkpoint
 
@@ -101,7 +102,7 @@ def test_the_top_100_overlap_exact_search_by_099(
 ) -> None:
     if kind == "IVF_FLAT":
         monkeypatch.setattr(milvus_corpus, "_MAX_FLAT_ITEMS", 0)
-    items, users = generate_embeddings(NUM_ITEMS, DIM, num_users=512)
+    items, users = generate_embeddings(NUM_ITEMS, DIM, num_users=128)
     index = collection_of(items, server)
     assert index.corpus is not None
     assert bool(index.corpus.num_lists) == (kind == "IVF_FLAT")
@@ -189,6 +190,22 @@ def test_the_gates_of_a_night_go_through_the_same_search(server: MilvusServer, t
     assert "is missing" in loading.detail
 
 
+def test_nights_build_publish_and_prune_in_milvus(own_server: MilvusServer, tmp_path: Path) -> None:
+    write_log(tmp_path / "log.csv")
+    access = {"index_kind": "milvus", "milvus": MilvusAccess(own_server.url)}
+    keeping = Retention(keep=1, younger_than=timedelta(0))
+    first = night(EARLIER, tmp_path, **access)
+    second = night(LATER, tmp_path, retention=keeping, **access)
+    third = night(LATER, tmp_path, retention=keeping, from_scratch=True, **access)
+    outcomes = [one["outcome"] for one in (first, second, third)]
+    assert outcomes == ["published"] * 3
+    store = Store(tmp_path / "store")
+    checks = {check["name"]: check for check in store.check(third["bundle"])["checks"]}
+    assert checks["ann_overlap_at_100"]["value"] >= 0.99
+    left = {corpus_of(store, bundle_id).collection for bundle_id in (second["bundle"], third["bundle"])}
+    assert set(MilvusClient(own_server.url).list_collections()) == left
+
+
 def test_the_alias_follows_publication_and_rollback(
     server: MilvusServer, client: MilvusClient, tmp_path: Path
 ) -> None:
@@ -242,18 +259,12 @@ def test_prune_drops_the_collection_of_a_build_that_was_killed_once_it_is_old(
     kept = build(store, own_server)
     access, embeddings = MilvusAccess(own_server.url), np.eye(4, dtype=np.float32)
     left = write_corpus(access, embeddings, list("abcd"), build="ab" * 16, store_url=store.url, exact=True)
-    now = _now()
+    now = datetime.now(UTC)
     assert prune(store, keep=1, younger_than=timedelta(0), now=now + 0.9 * DAY).collections == []
     assert prune(store, keep=1, younger_than=2 * DAY, now=now + 1.5 * DAY).collections == []
     done = prune(store, keep=1, younger_than=timedelta(0), now=now + 1.1 * DAY)
     assert done.collections == [left.collection]
     assert load_bundle(store.bundle_url(kept)).bundle_id == kept
-
-
-def _now() -> Any:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC)
 
 
 def test_a_build_that_fails_leaves_no_collection(own_server: MilvusServer, tmp_path: Path) -> None:
@@ -287,7 +298,7 @@ def test_a_collection_that_is_not_the_bundles_is_refused(
         other = corpus_of(store, published)
         client.rename_collection(other.collection, corpus.collection)
     elif harm == "other dimensions":
-        message = "holds 4 dimensions"
+        message = "embeddings of 4 dimensions"
         _create(server, corpus, dim=4)
     elif harm == "unmarked":
         message = "not that of this bundle"
@@ -475,20 +486,7 @@ def test_the_service_finds_milvus_where_it_is_now(
     other = own_server.url.replace("127.0.0.1", "localhost")
     access = MilvusAccess(other)
     store.publish(build_bundle(checkpoint_of("i"), store, index_kind="milvus", milvus=access))
-    moved = own_server.port
     own_server.kill()
-    own_server.port = _free_port()
-    own_server.url = f"http://127.0.0.1:{own_server.port}"
-    own_server.start()
-    assert own_server.port != moved
+    own_server.move()
     served = serve(tmp_path / "store", milvus_url=own_server.url, milvus_timeout_ms=20_000)
     assert ask(served)["route"] == "t2diff"
-
-
-def _free_port() -> int:
-    import socket
-    from contextlib import closing
-
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
