@@ -155,9 +155,15 @@ def draft_bundle(
     report(STAGES[1])
     if index_kind == KIND:
         milvus = milvus or MilvusAccess.of_environment()
-        exact = target_overlap > EXACT_ABOVE
-        place = {"build": build, "store_url": store_url, "exact": exact}
-        index = _remote_index(embeddings, rows.ids(ids), model.metric, milvus, **place)
+        index = _remote_index(
+            embeddings,
+            rows.ids(ids),
+            model.metric,
+            milvus,
+            build=build,
+            store_url=store_url,
+            exact=target_overlap > EXACT_ABOVE,
+        )
     else:
         index = build_index(
             embeddings,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -35,44 +37,42 @@ class _Outage:
     loading: Thread | None = None
 
 
-@dataclass(frozen=True)
 class MilvusSearcher:
-    """One collection.
-
-    timeout_s: of one call   until: on `time.monotonic`, when the whole search must have ended
-    """
-
-    milvus: Milvus
-    corpus: Corpus
-    outage: _Outage
-    timeout_s: float = _PATIENCE_S
-    until: float = float("inf")
+    """One collection.   max_width: every list; 0 where there are none"""
 
     masks = True  # a filter that names 1,000 rows took a third of the time of a fetch of as many more
     max_fetch = _MAX_FETCH
 
-    @property
-    def max_width(self) -> int:
-        """Every list; 0 where there are none."""
-        return self.corpus.num_lists
+    def __init__(self, milvus: Milvus, corpus: Corpus) -> None:
+        """corpus: checked"""
+        self.corpus = corpus
+        self.max_width = corpus.num_lists
+        self._milvus = milvus
+        self._outage = _Outage()
+        self._timeout_s, self._until = _PATIENCE_S, math.inf
 
     def within(self, timeout_s: float, until: float) -> MilvusSearcher:
-        """The same with less time; what one of them learns about an outage holds for all."""
-        return replace(self, timeout_s=min(timeout_s, _PATIENCE_S), until=until)
+        """The same with less time; what one of them learns about an outage holds for all.
+
+        timeout_s: of one call   until: on `time.monotonic`, when the whole search must have ended
+        """
+        hurried = copy.copy(self)
+        hurried._timeout_s, hurried._until = min(timeout_s, _PATIENCE_S), until
+        return hurried
 
     def search(
         self, queries: np.ndarray, *, fetch: int, keep: int, width: int, skip: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Raises SearchFailedError when the server does not answer in time, or was found failing just now."""
         now = time.monotonic()
-        if now < self.outage.until:
-            raise SearchFailedError(f"left alone for a moment: {self.outage.reason}", asked=False)
-        timeout_s = min(self.timeout_s, self.until - now)
+        if now < self._outage.until:
+            raise SearchFailedError(f"left alone for a moment: {self._outage.reason}", asked=False)
+        timeout_s = min(self._timeout_s, self._until - now)
         if timeout_s <= 0:
             raise SearchFailedError("no time is left to ask Milvus", asked=False)
         params = {"nprobe": min(width, self.max_width)} if self.max_width else {}
         try:
-            found = self.milvus.search(
+            found = self._milvus.search(
                 self.corpus.collection,
                 queries,
                 limit=fetch,
@@ -81,29 +81,31 @@ class MilvusSearcher:
                 timeout_s=timeout_s,
             )
         except OSError as error:
-            self.outage.reason, self.outage.until = str(error), time.monotonic() + _COOLDOWN_S
+            failed = time.monotonic()
+            if failed < self._until:  # else it may be the caller's haste: no reason to send others away
+                self._outage.reason, self._outage.until = str(error), failed + _COOLDOWN_S
             self._load_again()
             raise SearchFailedError(str(error)) from error
         return _tidied(found, len(queries), fetch, self.corpus.num_items)
 
     def _load_again(self) -> None:
         """In a thread of its own: a server that was restarted may have forgotten what was loaded."""
-        if self.outage.loading is not None and self.outage.loading.is_alive():
+        if self._outage.loading is not None and self._outage.loading.is_alive():
             return
 
         def load() -> None:
             with suppress(OSError):
-                self.milvus.load(self.corpus.collection, timeout_s=_LOAD_S)
+                self._milvus.load(self.corpus.collection, timeout_s=_LOAD_S)
 
-        self.outage.loading = Thread(target=load, name="milvus-load", daemon=True)
-        self.outage.loading.start()
+        self._outage.loading = Thread(target=load, name="milvus-load", daemon=True)
+        self._outage.loading.start()
 
 
 def open_searcher(corpus: Corpus, access: MilvusAccess) -> MilvusSearcher:
     """The searcher of a collection, checked. Raises ValueError or MilvusError when it is not as recorded."""
     milvus = connect(access, corpus.url)
     corpus.check(milvus)
-    return MilvusSearcher(milvus, corpus, _Outage())
+    return MilvusSearcher(milvus, corpus)
 
 
 def _tidied(
