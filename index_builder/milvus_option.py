@@ -14,7 +14,7 @@ MilvusUrl = Annotated[
     typer.Option(
         envvar="T2DIFF_MILVUS_URL",
         metavar="URL",
-        help="For index kind milvus: http[s]://host:port[/database]; a token in T2DIFF_MILVUS_TOKEN.",
+        help="For index kind milvus: http(s)://host:port/database; a token in T2DIFF_MILVUS_TOKEN.",
     ),
 ]
 
