@@ -140,6 +140,14 @@ def test_exclusions_never_cost_a_result(num_excluded: int, server: MilvusServer)
         assert np.isfinite(scores[query][rows[query] >= 0]).all()
 
 
+def test_rows_to_skip_are_left_out_by_milvus_itself(server: MilvusServer) -> None:
+    items, users = generate_embeddings(NUM_ITEMS, 16, num_users=1, seed=4)
+    order = np.argsort(-(users[0] @ items.T))
+    searcher = _shared_index(items, server)._searcher
+    _, rows = searcher.search(users, fetch=100, keep=100, width=0, skip=np.sort(order[:1_500]))
+    assert rows[0].tolist() == order[1_500:1_600].tolist()
+
+
 _INDEXES: dict[str, AnnIndex] = {}
 
 
@@ -239,12 +247,12 @@ def test_prune_drops_what_belongs_to_bundles_that_are_gone_and_nothing_else(
     others = corpus_of(Store(tmp_path / "other"), other).collection
     orphan = collection_of(np.eye(4, dtype=np.float32), own_server).corpus
     assert orphan is not None  # another store's too, by its mark
-    before = set(client.list_collections())
+    before, later = set(client.list_collections()), datetime.now(UTC) + 3 * DAY  # nothing is too young
 
-    told = prune(store, keep=1, younger_than=timedelta(0), dry_run=True)
+    told = prune(store, keep=1, younger_than=timedelta(0), now=later, dry_run=True)
     assert set(told.collections) == {named[built[0]], named[built[1]]}
     assert set(client.list_collections()) == before
-    done = prune(store, keep=1, younger_than=timedelta(0))
+    done = prune(store, keep=1, younger_than=timedelta(0), now=later)
     assert done.removed == [built[1], built[0]]
     assert before - set(client.list_collections()) == {named[built[0]], named[built[1]]}
     assert others in client.list_collections()
