@@ -12,10 +12,11 @@ A GPU index must stay on one thread, reads included; a CPU index may be searched
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from index_builder.exact_search import search_exactly
 from index_builder.faiss_library import FAISS_VERSION, faiss, faiss_metric, num_gpus, set_num_threads
 from index_builder.gpu_index import usable_device
 from index_builder.index_choice import choose_kind
-from index_builder.index_kinds import KINDS, find_kind, read_index_file
+from index_builder.index_kinds import KINDS, REMOTE, find_kind, read_index_file
 from index_builder.native_lists import native_lists
 from index_builder.search_groups import Answer, Exclusions, Group
 from index_builder.searchers import (
@@ -33,11 +34,25 @@ from index_builder.searchers import (
     ListSearcher,
     RescoringSearcher,
     Searcher,
+    SearchFailedError,
 )
 from index_builder.torch_search import TorchSearch
 from model.two_tower import Metric
 
-__all__ = ["FAISS_VERSION", "KINDS", "AnnIndex", "build_index", "num_gpus", "set_num_threads"]
+if TYPE_CHECKING:
+    from index_builder.milvus_corpus import Corpus
+    from index_builder.milvus_search import MilvusSearcher
+
+__all__ = [
+    "FAISS_VERSION",
+    "KINDS",
+    "AnnIndex",
+    "SearchFailedError",
+    "build_index",
+    "num_gpus",
+    "remote_index",
+    "set_num_threads",
+]
 
 _MAX_VALUE = 1e15  # an inverted file trained on squares that overflow crashes the process
 _WIDEN_BY = 4
@@ -46,6 +61,9 @@ _SMALL, _TOGETHER = 16_384, 8
 """Up to so many items, for so many queries at once, one matrix product with the exclusions masked in it beats
 FAISS's exhaustive search: 41 against 74 us a query of 32, 103 against 111 of 8, but 205 against 183 for one
 alone (3,706 items, exclusions of 50, one core, each right after the user tower)."""
+_REMOTE_WIDTH = 16  # before it is tuned
+_MAX_EXACT_ITEMS = 1_000_000
+"""Up to so many items, what came back short from elsewhere is searched in the bundle's own embeddings."""
 _TUNED_TOP_K = 100
 """What `width` is tuned for. The width needed grew with the third root of K: 88 lists for 100 results, 192
 for 1,000, 240 for 2,000 (100K items like trained ones, overlap 0.99). Excluded rows count as results."""
@@ -71,6 +89,8 @@ def build_index(
     if kind == "auto":
         kind = choose_kind(num_items, device=device, target_overlap=target_overlap)
     spec = find_kind(kind)
+    if spec is REMOTE:
+        raise ValueError(f"index kind {kind!r} is not made here: `t2diff-index build` and `nightly` know it")
     if num_items < spec.min_items:
         raise ValueError(
             f"index kind {kind!r} needs at least {spec.min_items} items to train on, got {num_items}: "
@@ -79,6 +99,18 @@ def build_index(
     faiss_metric(metric)  # refuses one that nobody knows, before minutes of training
     index = spec.make(embeddings, metric, seed)
     return AnnIndex(index, kind=kind, metric=metric, embeddings=embeddings, device=device)
+
+
+def remote_index(embeddings: np.ndarray, searcher: MilvusSearcher) -> AnnIndex:
+    """The index of embeddings that `searcher` searches elsewhere, not tuned yet.   embeddings: (M, D)"""
+    return AnnIndex(
+        REMOTE.make(embeddings, "inner_product", 0),
+        kind="milvus",
+        metric="inner_product",
+        embeddings=embeddings,
+        searcher=searcher,
+        width=min(_REMOTE_WIDTH, searcher.max_width),
+    )
 
 
 class AnnIndex:
@@ -99,7 +131,10 @@ class AnnIndex:
         embeddings: np.ndarray,
         device: str = "cpu",
         rescored: int | None = None,
+        searcher: MilvusSearcher | None = None,
+        width: int | None = None,
     ) -> None:
+        """searcher: of a kind that is searched elsewhere   width: in place of the index's own"""
         self._spec = find_kind(kind)
         self.kind = kind
         self.metric = metric
@@ -107,14 +142,17 @@ class AnnIndex:
         self.num_items, self.dim = embeddings.shape
         self._check_fit(index)
         self.device = usable_device(device, kind, on_gpu=self._spec.on_gpu)
-        self.width = self._spec.get_width(index)
+        self.width = self._spec.get_width(index) if width is None else width
         self.rescored = self._spec.rescored if rescored is None else rescored
         self._index = index
         self.embeddings = embeddings
         self._torch = TorchSearch(embeddings, metric, self.device) if kind == "torch" else None
         small = kind == "flat" and metric == "inner_product" and self.num_items <= _SMALL
         self._product = TorchSearch(embeddings, metric) if small and self.device == "cpu" else None
-        self._searcher = self._make_searcher()
+        if (searcher is None) == (self._spec is REMOTE):
+            raise ValueError(f"index kind {kind!r} and a search of {searcher} do not go together")
+        self._remote = searcher
+        self._searcher: Searcher = searcher or self._make_searcher()
 
     def search(
         self,
@@ -150,6 +188,23 @@ class AnnIndex:
                 )
         return answer.scores, answer.rows
 
+    def within(self, timeout_s: float, until: float) -> AnnIndex:
+        """This index with less time for a search that leaves the process; the others never wait.
+
+        timeout_s: of one call   until: on `time.monotonic`
+        Such a search raises SearchFailedError when there is no answer in time.
+        """
+        if self._remote is None:
+            return self
+        hurried = copy.copy(self)
+        hurried._searcher = hurried._remote = self._remote.within(timeout_s, until)
+        return hurried
+
+    @property
+    def corpus(self) -> Corpus | None:
+        """The collection that is searched, where that lies elsewhere."""
+        return None if self._remote is None else self._remote.corpus
+
     @property
     def exact(self) -> bool:
         """Whether no neighbour is ever missed."""
@@ -178,14 +233,26 @@ class AnnIndex:
         embeddings: np.ndarray,
         device: str = "cpu",
         rescored: int | None = None,
+        searcher: MilvusSearcher | None = None,
+        width: int | None = None,
     ) -> AnnIndex:
         """The inverse of `save`, mapped from the file where FAISS can. Verify the file before.
 
         embeddings: (M, D) those that it was built from; they are not read here, and may be mapped too
+        searcher, width: as of `remote_index`
         Raises ValueError when the file is no index, or not the index of these embeddings.
         """
         index = read_index_file(path, kind)
-        return cls(index, kind=kind, metric=metric, embeddings=embeddings, device=device, rescored=rescored)
+        return cls(
+            index,
+            kind=kind,
+            metric=metric,
+            embeddings=embeddings,
+            device=device,
+            rescored=rescored,
+            searcher=searcher,
+            width=width,
+        )
 
     def _make_searcher(self) -> Searcher:
         if self.device != "cpu" and self._torch is None:
@@ -260,6 +327,8 @@ class AnnIndex:
     def _search_exactly(
         self, query: np.ndarray, top_k: int, excluded: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
+        if self._remote is not None and self.num_items > _MAX_EXACT_ITEMS:
+            raise SearchFailedError(f"fewer than {top_k} results came back")
         return search_exactly(self.embeddings, query, self.metric, top_k=int(top_k), excluded=excluded)
 
     def _fetch_size(self, count: int) -> int:

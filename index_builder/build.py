@@ -16,19 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from index_builder.ann import FAISS_VERSION, AnnIndex, build_index
+from index_builder.ann import FAISS_VERSION, AnnIndex, build_index, remote_index
 from index_builder.bundle import load_bundle, write_bundle_files
 from index_builder.bundle_files import seal
 from index_builder.canary import CanaryCase, record_canary, replay_canary
 from index_builder.embed_items import embed_items, embed_prefixes
+from index_builder.index_choice import EXACT_ABOVE
 from index_builder.item_features import ItemFeatures, fit_features
 from index_builder.item_rows import ItemRows
+from index_builder.milvus_access import MilvusAccess
+from index_builder.milvus_corpus import KIND, discarding_on_failure, write_corpus
+from index_builder.milvus_search import open_searcher
 from index_builder.new_items import item_space
 from index_builder.overlap import ann_overlap, tune
 from index_builder.publish import Store
 from index_builder.quality import Check, check_embeddings, check_overlap, require
 from model.checkpoint import Checkpoint
-from model.two_tower import TwoTower
+from model.two_tower import Metric, TwoTower
 
 STAGES = (
     "embedding items",
@@ -56,6 +60,7 @@ def build_bundle(
     catalogue: Mapping[str, Sequence[str]] | None = None,
     titles: Mapping[str, str] | None = None,
     embed: Callable[[TwoTower], np.ndarray] = embed_items,
+    milvus: MilvusAccess | None = None,
     report: Callable[[str], None] = lambda stage: None,
 ) -> str:
     """Build a bundle, add it to `store` without publishing it, and return its id.
@@ -65,9 +70,11 @@ def build_bundle(
     is tuned to, as overlap with exact search at 100   report: called with each of STAGES as it begins
     catalogue: item id -> features, by which new items can then be placed
     titles: item id -> title, shown to people   embed: gives the embeddings of all items, (M, D) float32
+    milvus: for index kind milvus; the store's own when None
     Raises ValueError for a checkpoint that cannot make a bundle, QualityError (a ValueError) for a build
     that fails a check, BundleError when the finished bundle does not read back right.
     """
+    milvus = milvus or store.milvus
     draft = draft_bundle(
         checkpoint,
         rows=rows,
@@ -77,17 +84,19 @@ def build_bundle(
         catalogue=catalogue,
         titles=titles,
         embed=embed,
+        milvus=milvus,
+        store_url=store.url,
         report=report,
     )
     report(STAGES[4])
-    with store.staging() as staging:
+    with discarding_on_failure(draft.index.corpus, milvus), store.staging() as staging:
         folder = staging / "bundle"
         folder.mkdir()
         draft.write(folder)
         bundle_id = seal(folder, draft.manifest)
         folder = folder.rename(staging / bundle_id)
         report(STAGES[5])
-        check_finished(folder)
+        check_finished(folder, milvus)
         store.add(folder)
     return bundle_id
 
@@ -132,48 +141,85 @@ def draft_bundle(
     catalogue: Mapping[str, Sequence[str]] | None = None,
     titles: Mapping[str, str] | None = None,
     embed: Callable[[TwoTower], np.ndarray] = embed_items,
+    milvus: MilvusAccess | None = None,
+    store_url: str = "",
     report: Callable[[str], None] = lambda stage: None,
 ) -> Draft:
-    """Embed, index, measure, record: the parameters, and what is raised, as of `build_bundle`."""
+    """Embed, index, measure, record: the parameters, and what is raised, as of `build_bundle`.
+
+    store_url: where the bundle will be added, for whoever prunes there
+    """
     _check_checkpoint(checkpoint)
-    model = checkpoint.model
+    model, ids = checkpoint.model, checkpoint.item_ids
+    build = uuid.uuid4().hex  # two builds in one second still get two ids
     report(STAGES[0])
     embeddings = rows.embeddings(embed(model))
     checks = check_embeddings(embeddings)
     require(checks)
     report(STAGES[1])
-    index = build_index(
-        embeddings,
-        kind=index_kind,
-        metric=model.metric,
-        device=device,
-        target_overlap=target_overlap,
-        seed=checkpoint.seed,
-    )
-    report(STAGES[2])
-    queries = embed_prefixes(model, checkpoint.tuning or checkpoint.canary, max_queries=_MAX_QUERIES)
-    checks.append(check_overlap(_tune_and_measure(index, embeddings, queries, target_overlap)))
-    require(checks)
-    report(STAGES[3])
-    ids = checkpoint.item_ids
-    popular = [ids[item - 1] for item in checkpoint.popular.tolist() if rows.is_served(item)]
-    return Draft(
-        checkpoint=checkpoint,
-        rows=rows,
-        embeddings=embeddings,
-        index=index,
-        canary=record_canary(model, index, rows.ids(ids), checkpoint.canary),
-        popular=popular,
-        features=_features(checkpoint, rows, embeddings, catalogue),
-        titles=titles,
-        manifest=_manifest(checkpoint, embeddings, index, checks, len(queries), len(popular)),
-    )
+    if index_kind == KIND:
+        milvus = milvus or MilvusAccess.of_environment()
+        index = _remote_index(
+            embeddings,
+            rows.ids(ids),
+            model.metric,
+            milvus,
+            build=build,
+            store_url=store_url,
+            exact=target_overlap > EXACT_ABOVE,
+        )
+    else:
+        index = build_index(
+            embeddings,
+            kind=index_kind,
+            metric=model.metric,
+            device=device,
+            target_overlap=target_overlap,
+            seed=checkpoint.seed,
+        )
+    with discarding_on_failure(index.corpus, milvus):
+        report(STAGES[2])
+        queries = embed_prefixes(model, checkpoint.tuning or checkpoint.canary, max_queries=_MAX_QUERIES)
+        checks.append(check_overlap(_tune_and_measure(index, embeddings, queries, target_overlap)))
+        require(checks)
+        report(STAGES[3])
+        popular = [ids[item - 1] for item in checkpoint.popular.tolist() if rows.is_served(item)]
+        return Draft(
+            checkpoint=checkpoint,
+            rows=rows,
+            embeddings=embeddings,
+            index=index,
+            canary=record_canary(model, index, rows.ids(ids), checkpoint.canary),
+            popular=popular,
+            features=_features(checkpoint, rows, embeddings, catalogue),
+            titles=titles,
+            manifest=_manifest(checkpoint, build, embeddings, index, checks, len(queries), len(popular)),
+        )
 
 
-def check_finished(folder: Path) -> None:
+def check_finished(folder: Path, milvus: MilvusAccess | None = None) -> None:
     """Read the sealed bundle as the service will, on the CPU, and ask it its canary."""
-    bundle = load_bundle(folder)
+    bundle = load_bundle(folder, milvus=milvus)
     replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary)
+
+
+def _remote_index(
+    embeddings: np.ndarray,
+    item_ids: Sequence[str],
+    metric: Metric,
+    milvus: MilvusAccess,
+    *,
+    build: str,
+    store_url: str,
+    exact: bool,
+) -> AnnIndex:
+    """A new collection of these embeddings, and the index that searches it.   embeddings: (M, D)"""
+    if metric != "inner_product":
+        raise ValueError(
+            f"index kind {KIND} compares by inner product, the model by {metric}: use another kind"
+        )
+    corpus = write_corpus(milvus, embeddings, item_ids, build=build, store_url=store_url, exact=exact)
+    return remote_index(embeddings, open_searcher(corpus, milvus))
 
 
 def _features(
@@ -214,6 +260,7 @@ def _check_checkpoint(checkpoint: Checkpoint) -> None:
 
 def _manifest(
     checkpoint: Checkpoint,
+    build: str,
     embeddings: np.ndarray,
     index: AnnIndex,
     checks: list[Check],
@@ -222,7 +269,7 @@ def _manifest(
 ) -> dict[str, Any]:
     model = checkpoint.model
     return {
-        "build": uuid.uuid4().hex,  # two builds in one second still get two ids
+        "build": build,
         "model": {"name": checkpoint.model_name, "config": checkpoint.model_config},
         "metric": model.metric,
         "dataset_id": checkpoint.dataset_id,
@@ -240,6 +287,7 @@ def _manifest(
             "rescored": index.rescored,
             "ann_overlap_at_100": _jsonable(checks[-1].value),
             "overlap_queries": num_queries,
+            **({} if index.corpus is None else {KIND: index.corpus.record()}),
         },
         "offline_metrics": _jsonable(checkpoint.metrics),
         "checks": [check.record() for check in checks],

@@ -28,6 +28,9 @@ from index_builder.item_features import ItemFeatures, read_features, write_featu
 from index_builder.item_ids import read_item_ids, write_item_ids
 from index_builder.item_rows import ItemRows, read_item_rows, write_item_rows
 from index_builder.mapped_tensors import map_weights, write_weights
+from index_builder.milvus_access import MilvusAccess
+from index_builder.milvus_corpus import Corpus
+from index_builder.milvus_search import open_searcher
 from index_builder.pointer import read_pointer
 from index_builder.storage import StoreError, open_storage
 from index_builder.titles import map_titles, write_titles
@@ -90,6 +93,7 @@ def load_bundle(
     verify: bool = True,
     cache_dir: Path | None = None,
     keys: Sequence[bytes] = (),
+    milvus: MilvusAccess | None = None,
 ) -> Bundle:
     """Read, verify and only then parse the bundle folder at a path or fsspec URL.
 
@@ -97,13 +101,15 @@ def load_bundle(
     cache_dir: where a remote bundle is downloaded to (default: the system's temp folder). It needs room on
     disk for as long as the bundle is in use, though its name is gone at once.
     keys: where there are any, the bundle must be signed with one of them
+    milvus: what opens a collection that the bundle names; what the environment says when None
     Raises BundleError when the bundle is missing, damaged, incomplete, or its parts do not fit.
     """
     url = str(path_or_url).rstrip("/")
     parent, slash, name = url.rpartition("/")
     try:
         with open_storage(parent or slash or ".").local_copy(name, cache_dir) as folder:
-            return _parse(name, check_bundle(folder, verify=verify, keys=keys), folder, device)
+            manifest = check_bundle(folder, verify=verify, keys=keys)
+            return _parse(name, manifest, folder, device, milvus)
     except (OSError, StoreError) as error:
         raise BundleError(f"cannot read bundle {path_or_url}: {error}") from error
 
@@ -139,7 +145,9 @@ def write_bundle_files(
     (folder / bundle_files.CANARY).write_bytes(encode_canary(canary, item_ids))
 
 
-def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) -> Bundle:
+def _parse(
+    bundle_id: str, manifest: dict[str, Any], folder: Path, device: str, milvus: MilvusAccess | None
+) -> Bundle:
     """Verified files -> Bundle."""
     with _reading(bundle_id, bundle_files.ITEM_IDS):
         vocabulary, item_index_of = read_item_ids(folder / bundle_files.ITEM_IDS)
@@ -157,6 +165,10 @@ def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) 
             raise ValueError(f"{len(item_embeddings)} embeddings for {len(item_ids)} item ids")
     with _reading(bundle_id, bundle_files.WEIGHTS):
         model = _read_model(weights, manifest["model"], len(vocabulary), device)
+    with _reading(bundle_id, "its collection in Milvus"):
+        corpus = Corpus.of(manifest)
+        access = milvus or MilvusAccess.of_environment()
+        searcher = None if corpus is None else open_searcher(corpus, access)
     with _reading(bundle_id, bundle_files.INDEX):
         index = AnnIndex.open(
             folder / bundle_files.INDEX,
@@ -165,6 +177,8 @@ def _parse(bundle_id: str, manifest: dict[str, Any], folder: Path, device: str) 
             metric=model.metric,
             embeddings=item_embeddings,
             device=device,
+            searcher=searcher,
+            width=manifest["index"]["width"] if searcher else None,
         )
     with _reading(bundle_id, bundle_files.POPULAR):
         popular = json.loads((folder / bundle_files.POPULAR).read_bytes())

@@ -25,6 +25,7 @@ from rich.progress import (
 from index_builder.bench_command import bench
 from index_builder.check_command import check
 from index_builder.delta_commands import add_items, delete_items, show_delta, try_new_items, undelete_items
+from index_builder.milvus_option import MilvusUrl, milvus_access
 from index_builder.prune_command import prune
 from index_builder.publish import BundleSummary, Store
 from index_builder.sign_command import SignatureKey, sign
@@ -58,8 +59,8 @@ def build(
     index_kind: Annotated[
         str,
         typer.Option(
-            help="auto, flat, flat_fp16, torch, ivf_flat, ivf_pq_fs, hnsw, or cagra with cuVS. "
-            "auto: what `bench` measured fastest."
+            help="auto, flat, flat_fp16, torch, ivf_flat, ivf_pq_fs, hnsw, milvus, or cagra with cuVS. "
+            "auto: what `bench` measured fastest here."
         ),
     ] = "auto",
     device: Annotated[
@@ -79,6 +80,7 @@ def build(
             "by features, and the console shows titles."
         ),
     ] = None,
+    milvus_url: MilvusUrl = None,
     signature_key: SignatureKey = None,
     publish: Annotated[bool, typer.Option(help="Serve the bundle when it is built and verified.")] = True,
     ray: Annotated[
@@ -96,7 +98,7 @@ def build(
     from index_builder.titles import read_titles
 
     _set_threads(threads)
-    store = Store(out, keys=read_keys(signature_key))
+    store = Store(out, keys=read_keys(signature_key), milvus=milvus_access(milvus_url))
     features = None if catalogue is None else read_catalogue(catalogue)
     titles = None if catalogue is None else read_titles(catalogue)
     with _progress() as progress:

@@ -52,7 +52,9 @@ class Kind:
 
 
 def find_kind(name: str) -> Kind:
-    """Raises ValueError for a kind that is not in KINDS."""
+    """Raises ValueError for a kind that is not in KINDS, and is not REMOTE."""
+    if name == "milvus":
+        return REMOTE
     if name not in KINDS:
         raise ValueError(f"index kind must be auto or one of {', '.join(KINDS)}, got {name!r}")
     return KINDS[name]
@@ -160,6 +162,9 @@ KINDS: dict[str, Kind] = {
     ),
 }
 """Exact: `flat`; `flat_fp16` at half the memory; `torch`, one matrix product. Approximate: the others."""
+
+REMOTE = Kind(_make_flat, faiss.IndexFlat, holds_items=False)
+"""An empty index, for a bundle whose item embeddings are searched elsewhere (`milvus_search`)."""
 
 if has_cagra():
     KINDS["cagra"] = Kind(

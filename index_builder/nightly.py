@@ -61,7 +61,9 @@ def run_night(
     """
     watcher.stage("reading")
     current_id = store.current()
-    current = None if current_id is None else load_bundle(store.bundle_url(current_id), keys=store.keys)
+    current = None
+    if current_id is not None:
+        current = load_bundle(store.bundle_url(current_id), keys=store.keys, milvus=store.milvus)
     night = read_night(settings, store, current, read)
     asked = {"similar": night.pending.similar, "deleted": night.pending.deleted}
     key = key_of({"inputs": night.inputs, "pending": asked, "current": current_id})
@@ -88,7 +90,7 @@ def run_night(
     watcher.stage("publishing")
     bundle_id = _in_store(store, key) or _add(store, candidate, checks, forced=bool(against))
     store.publish(bundle_id, instead_of=current_id)
-    published = load_bundle(store.bundle_url(bundle_id), verify=False)
+    published = load_bundle(store.bundle_url(bundle_id), verify=False, milvus=store.milvus)
     fold(store.url, _folded(published), settings.keeping)
     summary |= _prune(store, settings.retention, watcher)
     run.remove()

@@ -76,6 +76,8 @@ def make_candidate(night: Night, run: Run, watcher: Watcher) -> Path:
             target_overlap=settings.target_overlap,
             catalogue=night.catalogue,
             titles=night.titles,
+            milvus=settings.milvus,
+            store_url=night.store_url,
             report=watcher.step,
         )
         watcher.step(STAGES[4])
@@ -92,7 +94,7 @@ def make_candidate(night: Night, run: Run, watcher: Watcher) -> Path:
         bundle_id = seal(folder, draft.manifest)
         named = folder.rename(folder.parent / bundle_id)
         watcher.step(STAGES[5])
-        check_finished(named)
+        check_finished(named, settings.milvus)
     except ValueError as error:  # what training left cannot be served at all: nothing to force
         raise QualityError(str(error)) from error
     return run.keep_candidate(named)

@@ -24,6 +24,7 @@ from index_builder.builder_lock import LockHeldError, builder_lock
 from index_builder.delta import KEEP_DELETED_DAYS, KEEP_ITEMS_DAYS
 from index_builder.fold_in import Keeping
 from index_builder.gate_limits import read_limits
+from index_builder.milvus_option import MilvusUrl, milvus_access
 from index_builder.nightly import run_night
 from index_builder.nightly_inputs import NightSettings
 from index_builder.nightly_progress import NightProgress
@@ -112,6 +113,7 @@ def nightly(
     target_overlap: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Overlap with exact search that the index is tuned to.")
     ] = 0.99,
+    milvus_url: MilvusUrl = None,
     limits: Annotated[
         Path | None, typer.Option("--limits", help="TOML file whose table [gates] holds limits.")
     ] = None,
@@ -134,7 +136,7 @@ def nightly(
     began = time.time()
 
     def job() -> dict[str, Any]:
-        chosen = choose_device(device)
+        chosen, milvus = choose_device(device), milvus_access(milvus_url)
         first = TrainingSettings(
             epochs=epochs,
             batch_size=batch_size,
@@ -163,13 +165,14 @@ def nightly(
             catalogue=catalogue,
             index_kind=index_kind,
             target_overlap=target_overlap,
+            milvus=milvus,
             from_scratch=from_scratch,
             force=force,
             limits=read_limits(limit or (), file=limits),
         )
         torch.set_num_threads(threads)
         ann.set_num_threads(threads)
-        opened = Store(store, keys=read_keys(signature_key))
+        opened = Store(store, keys=read_keys(signature_key), milvus=milvus)
         with ExitStack() as locks:
             for path in _locks(opened, work):
                 locks.enter_context(builder_lock(path))

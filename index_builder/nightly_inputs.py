@@ -14,6 +14,7 @@ from index_builder.bundle import Bundle
 from index_builder.fold_in import Keeping, Pending, pending_items
 from index_builder.gate_limits import GateLimits
 from index_builder.item_features import read_catalogue
+from index_builder.milvus_access import MilvusAccess
 from index_builder.nightly_run import key_of
 from index_builder.publish import Store
 from index_builder.retention import Retention
@@ -27,10 +28,11 @@ from model.training import TrainingSettings
 
 @dataclass(frozen=True)
 class NightSettings:
-    """What a run is asked to do; all of it but `force`, `keeping`, `retention` and the limits names the run.
+    """What a run is asked to do. It is named by all but force, keeping, retention, milvus and the limits.
 
     history_days, until: which rows of the log count   catalogue: file with items' features
     first, later: training from scratch, and going on   retention: which bundles are kept; None: all
+    milvus: of index kind milvus; what the environment says when None
     """
 
     model_name: str = "t2diff"
@@ -45,6 +47,7 @@ class NightSettings:
     catalogue: Path | None = None
     index_kind: str = "auto"
     target_overlap: float = 0.99
+    milvus: MilvusAccess | None = None
     from_scratch: bool = False
     force: bool = False
     limits: GateLimits = field(default_factory=GateLimits)
@@ -58,6 +61,7 @@ class Night:
     added: what all new items of the delta are like, those that the current bundle serves among them
     catalogue: item id -> features   titles: item id -> title
     inputs: what the log and the settings are; with what is pending and the current bundle they name the run
+    store_url: where tonight's bundle will be added
     """
 
     settings: NightSettings
@@ -70,6 +74,7 @@ class Night:
     catalogue: Mapping[str, Sequence[str]] | None
     titles: Mapping[str, str]
     inputs: str
+    store_url: str
 
 
 def read_night(
@@ -89,7 +94,19 @@ def read_night(
     )
     num_known = len(known.vocabulary) if known else 0
     split = newest_day_split(log, num_known=num_known)
-    return Night(settings, log, split, current, num_known, pending, held.similar, catalogue, titles, inputs)
+    return Night(
+        settings=settings,
+        log=log,
+        split=split,
+        current=current,
+        num_known=num_known,
+        pending=pending,
+        added=held.similar,
+        catalogue=catalogue,
+        titles=titles,
+        inputs=inputs,
+        store_url=store.url,
+    )
 
 
 def _read_catalogue(
@@ -105,7 +122,7 @@ def _read_catalogue(
 def _naming(settings: NightSettings) -> dict[str, Any]:
     """The settings that decide what is built, not how fast, nor whether it is published."""
     asked = dataclasses.asdict(settings)
-    for name in ("force", "limits", "until", "keeping", "retention", "catalogue"):
+    for name in ("force", "limits", "until", "keeping", "retention", "catalogue", "milvus"):
         del asked[name]
     for training in ("first", "later"):
         for name in ("device", "num_threads", "save_every_updates"):

@@ -35,6 +35,8 @@ def prune(
         print(f"{word} {bundle_id}")
     for name in done.leftovers:
         print(f"{word} {name}, left by a process that was killed")
+    for name in done.collections:
+        print(f"{word} collection {name}")
     for bundle_id in done.busy:
         print(f"in use  {bundle_id}: prune again later")
     print(f"kept {len(done.kept)}, {word} {len(done.removed)} and {len(done.leftovers)} leftovers")

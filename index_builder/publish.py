@@ -22,6 +22,8 @@ from index_builder.bundle_files import (
     parse_manifest,
     sign_bundle,
 )
+from index_builder.milvus_access import MilvusAccess
+from index_builder.milvus_corpus import Corpus, connect, make_current
 from index_builder.pointer import read_pointer, write_pointer
 from index_builder.signature import SIGNATURE, SignatureKeyError, sign
 from index_builder.storage import ConflictError, StoreError, open_storage
@@ -50,11 +52,17 @@ class SupersededError(OSError):
 class Store:
     """Bundles under one path or fsspec URL."""
 
-    def __init__(self, url: str | Path, *, keys: Sequence[bytes] = ()) -> None:
-        """keys: the first one signs what is added; what is published must be signed with one of them"""
+    def __init__(
+        self, url: str | Path, *, keys: Sequence[bytes] = (), milvus: MilvusAccess | None = None
+    ) -> None:
+        """keys: the first one signs what is added; what is published must be signed with one of them
+
+        milvus: what opens the collections that bundles name; what the environment says when None
+        """
         self._storage = open_storage(url)
         self.url = self._storage.url
         self.keys = keys
+        self.milvus = milvus or MilvusAccess.of_environment()
 
     def bundle_url(self, bundle_id: str) -> str:
         """What `load_bundle` takes."""
@@ -100,12 +108,13 @@ class Store:
         """Verify a bundle, then serve it. Publishing the served one again changes nothing.
 
         instead_of: the bundle that it was judged against, None: the first; left out: whichever is served.
+        A collection in Milvus is checked too, and the alias moved once the pointer has.
         Raises SupersededError when another is served by now.
         """
-        self.check(bundle_id)
+        corpus = self._check_corpus(bundle_id, self.check(bundle_id))
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
-                self._publish(bundle_id, instead_of)
+                self._publish(bundle_id, instead_of, corpus)
                 return
             except ConflictError:
                 if attempt == _MAX_ATTEMPTS:
@@ -128,8 +137,9 @@ class Store:
                 raise StoreError(
                     f"bundle {target!r} was not published before {history[0]}: publish it instead"
                 )
-            self.check(target)
+            corpus = self._check_corpus(target, self.check(target))
             write_pointer(self._storage, history[history.index(target, 1) :])
+            self._switch_alias(target, corpus)
         return target
 
     @contextmanager
@@ -181,7 +191,28 @@ class Store:
         with self._storage.local_copy(bundle_id) as folder:
             return check_bundle(folder, keys=keys)
 
-    def _publish(self, bundle_id: str, instead_of: str | EllipsisType | None) -> None:
+    def _check_corpus(self, bundle_id: str, manifest: dict[str, Any]) -> Corpus | None:
+        """The bundle's collection, complete; None for a bundle that has none. Raises BundleError."""
+        try:
+            corpus = Corpus.of(manifest)
+            if corpus is not None:
+                corpus.check(connect(self.milvus, corpus.url))
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"bundle {bundle_id}: {error}") from error
+        return corpus
+
+    def _switch_alias(self, bundle_id: str, corpus: Corpus | None) -> None:
+        """Raises StoreError when Milvus does not take it: the service needs no alias, other readers do."""
+        if corpus is None:
+            return
+        try:
+            make_current(corpus, self.milvus)
+        except OSError as error:
+            raise StoreError(
+                f"{bundle_id} is served, but: {error}; publish it again for the alias"
+            ) from error
+
+    def _publish(self, bundle_id: str, instead_of: str | EllipsisType | None, corpus: Corpus | None) -> None:
         with self._storage.lock():
             try:
                 history = read_pointer(self._storage)
@@ -197,6 +228,7 @@ class Store:
                 )
             if history[:1] != [bundle_id]:
                 write_pointer(self._storage, [bundle_id, *history])
+            self._switch_alias(bundle_id, corpus)
 
     def _summarise(self, bundle_id: str, history: list[str]) -> BundleSummary:
         published = history.index(bundle_id) if bundle_id in history else None

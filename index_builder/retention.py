@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
+from index_builder.milvus_corpus import Corpus, connect, drop_unused
 from index_builder.publish import Store
+
+if TYPE_CHECKING:
+    from index_builder.milvus_index import Milvus
 
 LEFTOVER_AGE = timedelta(days=1)
 _AGE = re.compile(r"(\d{1,6})([dhm])", re.ASCII)
@@ -39,12 +44,14 @@ class Pruned:
 
     busy: not removed because somebody loads or published them at this moment
     leftovers: of builds, uploads and removals that were killed
+    collections: in Milvus, of bundles that are gone or never came to be
     """
 
     removed: list[str]
     kept: list[str]
     busy: list[str]
     leftovers: list[str]
+    collections: list[str] = field(default_factory=list)
 
 
 def prune(
@@ -59,6 +66,7 @@ def prune(
     """Remove the bundles of a store that nothing keeps, and leftovers older than a day.
 
     keep: N   younger_than: the age up to which all are kept   protected: ids to keep whatever their age
+    Collections in Milvus go with their bundles; those without one are kept up to that age, a day at least.
     Raises StoreError when there is no store, BundleError when the pointer is damaged: then it cannot be
     known what is served, and nothing is removed; ValueError for a protected bundle that is not there.
     """
@@ -77,6 +85,9 @@ def prune(
         protected=protected,
         now=now or datetime.now(UTC),
     )
+    now = now or datetime.now(UTC)
+    corpora = _corpora(store)
+    servers = _servers(store, corpora)  # before anything goes: what is not reached now would be forgotten
     busy: list[str] = []
     if not dry_run:
         busy = store.remove(removable)
@@ -84,7 +95,42 @@ def prune(
             store.remove_leftover(name)
     removed = [bundle_id for bundle_id in removable if bundle_id not in busy]
     kept = [bundle_id for bundle_id in present if bundle_id not in removed]
-    return Pruned(removed, kept, busy, leftovers)
+    age = max(younger_than, LEFTOVER_AGE)
+    needed = {corpus.build for name, corpus in corpora.items() if corpus and name not in removed}
+    gone = {corpus.build for name, corpus in corpora.items() if corpus and name in removed}
+    collections = [
+        name
+        for server in servers
+        for name in drop_unused(
+            server,
+            store_url=store.url,
+            kept=needed,
+            removed=gone,
+            younger_than=age,
+            now=now,
+            dry_run=dry_run,
+        )
+    ]
+    return Pruned(removed, kept, busy, leftovers, collections)
+
+
+def _corpora(store: Store) -> dict[str, Corpus | None]:
+    """What each bundle has in Milvus; nothing where one is damaged: nobody knows what that one needs."""
+    corpora = {}
+    for summary in store.summaries():
+        try:
+            corpora[summary.bundle_id] = Corpus.of(summary.manifest)
+        except (ValueError, KeyError, TypeError):
+            return {}
+    return corpora
+
+
+def _servers(store: Store, corpora: dict[str, Corpus | None]) -> list[Milvus]:
+    """Those that bundles name, or the one that the environment names instead. Raises MilvusError."""
+    urls = {corpus.url for corpus in corpora.values() if corpus}
+    if urls and store.milvus.url:
+        urls = {store.milvus.url}
+    return [connect(store.milvus, url) for url in sorted(urls)]
 
 
 def choose_removable(

@@ -1,4 +1,4 @@
-"""Where a search really runs: FAISS on the CPU or on a GPU. One method each.
+"""Where a search really runs: FAISS on the CPU or on a GPU; `milvus_search`: elsewhere. One method each.
 
 `search` gives what the library gives: best first, row -1 where it found nothing, and no promise of K.
 `index_builder.ann` makes the promises.
@@ -17,6 +17,14 @@ from index_builder.gpu_index import MAX_FETCH, to_gpu
 from index_builder.index_kinds import Kind
 from index_builder.search_groups import MAX_FETCH_CPU
 from model.two_tower import Metric
+
+
+class SearchFailedError(OSError):
+    """An index on other hosts gave no answer.   asked: false when it failed so lately that nobody asked it"""
+
+    def __init__(self, reason: str, *, asked: bool = True) -> None:
+        super().__init__(reason)
+        self.asked = asked
 
 
 class Searcher(Protocol):

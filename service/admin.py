@@ -112,7 +112,8 @@ class _Admin:
         return outcome
 
     def _store(self) -> Store:
-        return Store(self._settings.bundles, keys=read_keys(self._settings.signature_key))
+        keys = read_keys(self._settings.signature_key)
+        return Store(self._settings.bundles, keys=keys, milvus=self._settings.milvus)
 
     def _file(self) -> DeltaFile:
         return DeltaFile(self._settings.bundles)

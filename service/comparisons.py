@@ -79,10 +79,10 @@ async def _compare(comparison: Comparison, answered: Answered) -> None:
     except (DeadlineExceededError, QueueFullError) as error:
         metrics.count_dropped("late" if isinstance(error, DeadlineExceededError) else "full")
         return
-    except EngineFailedError:
+    except EngineFailedError as error:
         metrics.count_dropped("failed")
         if not comparison.asks_control:
-            metrics.count_recall("shadow", timings={}, fallback_reason="model")
+            metrics.count_recall("shadow", timings={}, fallback_reason=error.reason)
         return
     except ShuttingDownError:
         return

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Sequence as Collection
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from index_builder.ann import set_num_threads
+from index_builder.ann import AnnIndex, SearchFailedError, set_num_threads
 from index_builder.bundle import Bundle
 from index_builder.canary import replay_canary
 from index_builder.candidates import recall_sequences
@@ -84,12 +85,14 @@ class Engine:
         levels: Levels | None = None,
         degradation: SoftDegradation | None = None,
         memory: BatchMemory | None = None,
+        search_timeout_s: float = math.inf,
     ) -> None:
         """tower: what runs the user tower, by default plainly
 
         canary_tower: the same engine as the bundle was built to sample, where `tower` samples otherwise
         levels: of soft degradation, the first being `tower`   degradation: says which of them runs
         memory: of the device, shared by its engines
+        search_timeout_s: for one call of an index on other hosts, once it is warm
         """
         self.bundle = bundle
         self.device = device
@@ -98,6 +101,7 @@ class Engine:
         self._levels: Levels = levels or [(None, self.tower)]
         self._degradation = degradation or SoftDegradation(enabled=False)
         self._memory = memory or BatchMemory()
+        self._search_timeout_s = search_timeout_s
         # Where the bundle holds a string per item anyway, reading one is a hundred times cheaper from a list.
         known, served = bundle.item_index_of, bundle.rows.item_index
         self._item_ids: Collection[str] = bundle.item_ids
@@ -164,17 +168,22 @@ class Engine:
         bundle, delta = self.bundle, self.delta
         watched = WatchedTower(tower, [request.deadline for request in requests])
         item_ids = self._item_ids if delta is None else _OldAndNew(self._item_ids, delta)
-        found = recall_sequences(
-            bundle.model,
-            bundle.index,
-            [request.sequence for request in requests],
-            [request_key(request.seed, request.user_id) for request in requests],
-            top_k=[request.top_k for request in requests],
-            exclude=[request.exclude for request in requests],
-            tower=watched,
-            delta=delta,
-            exclude_new=None if delta is None else [request.exclude_new for request in requests],
-        )
+        try:
+            found = recall_sequences(
+                bundle.model,
+                self._index_for(requests),
+                [request.sequence for request in requests],
+                [request_key(request.seed, request.user_id) for request in requests],
+                top_k=[request.top_k for request in requests],
+                exclude=[request.exclude for request in requests],
+                tower=watched,
+                delta=delta,
+                exclude_new=None if delta is None else [request.exclude_new for request in requests],
+            )
+        except SearchFailedError as error:
+            if error.asked:
+                logger.warning("the index gave no answer", extra={"reason": str(error), **self._named()})
+            return [EngineFailedError(f"the index failed: {error}", reason="index") for _ in requests]
         real = found.item_index > 0  # (B, K)
         padded_last = (real[:, 1:] <= real[:, :-1]).all(axis=1)  # (B,)
         sound = (np.isfinite(found.score) == real).all(axis=1) & padded_last & watched.finite
@@ -202,6 +211,11 @@ class Engine:
             )
         return answers
 
+    def _index_for(self, requests: Collection[EngineRequest]) -> AnnIndex:
+        """The bundle's; one on other hosts has as long as somebody of the batch waits."""
+        ends = (math.inf if request.deadline is None else request.deadline.at for request in requests)
+        return self.bundle.index.within(self._search_timeout_s, max(ends, default=math.inf))
+
     def _named(self) -> dict[str, Any]:
         return {"bundle": self.bundle.bundle_id}
 
@@ -211,6 +225,8 @@ class Engine:
         Raises BundleError when this machine does not reproduce the answers recorded with the bundle.
         """
         bundle = self.bundle
+        patient = copy.copy(self)
+        patient._search_timeout_s = math.inf
         sequences = [case.sequence for case in bundle.canary] or [_shortest_sequence()]
         size = 1
         while size <= max_batch:
@@ -219,7 +235,7 @@ class Engine:
                 for n in range(size)
             ]
             for level in dict.fromkeys(self._levels):
-                self._within_memory(batch, *level)
+                patient._within_memory(batch, *level)
             size *= 2
         replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary, tower=self._canary_tower)
 
@@ -267,6 +283,7 @@ def build_engine(
         levels=build_levels(model, tower, own_steps=own_steps, settings=settings),
         degradation=degradation,
         memory=memory,
+        search_timeout_s=settings.milvus_timeout_ms / 1000,
     )
 
 

@@ -177,9 +177,13 @@ class OverShareError(ServiceError):
 
 
 class EngineFailedError(ServiceError):
-    """The batch that held this request raised."""
+    """The batch that held this request raised. `reason` says which part of the engine, in the answer too."""
 
     status, kind = 500, "engine-failed"
+
+    def __init__(self, detail: str, *, reason: str = "model") -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 class NoBundleError(ServiceError):

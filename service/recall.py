@@ -193,8 +193,8 @@ class RecallService:
         except StoreUnavailableError as error:
             reason = f"store_{error.reason}"
             recalled = popular_answer(engine, request, behaviours, reason=reason, degraded=True)
-        except EngineFailedError:
-            recalled = popular_answer(engine, request, behaviours, reason="model", degraded=True)
+        except EngineFailedError as error:
+            recalled = popular_answer(engine, request, behaviours, reason=error.reason, degraded=True)
         except DeadlineExceededError as error:
             if self.settings.on_deadline == "error":
                 error.bundle = engine.bundle.bundle_id

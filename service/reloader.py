@@ -172,7 +172,7 @@ class Reloader:
         def load() -> Engine:
             set_threads(self._settings.torch_threads)
             keys = read_keys(self._settings.signature_key)
-            bundle = load_bundle(url, device=self._device, keys=keys)
+            bundle = load_bundle(url, device=self._device, keys=keys, milvus=self._settings.milvus)
             engine = build_engine(
                 bundle,
                 device=self._device,

@@ -23,11 +23,14 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError as SourceError
 
+from index_builder.milvus_access import MilvusAccess, check_milvus_url
 from service.experiments import Experiment
 from service.redis_url import check_url, is_tls
 from service.trace import check_collector
 
 ENVIRONMENT_PREFIX = "T2DIFF_"
+_SECRETIVE = ("redis_url", "tracing_endpoint", "milvus_url", "milvus_token")
+"""What may hold a password: a message does not repeat it."""
 
 
 class SettingsError(ValueError):
@@ -188,6 +191,16 @@ class ServiceSettings(BaseSettings):
         description="Name in the spans; without it OTEL_SERVICE_NAME, else t2diff-recall.",
     )
 
+    milvus_url: str | None = Field(
+        None, description="Where bundles of index kind milvus find Milvus; without it where they were built."
+    )
+    milvus_token: SecretStr | None = Field(
+        None, description="What Milvus asks for: user:password, or an API key."
+    )
+    milvus_timeout_ms: float = Field(
+        200.0, gt=0, le=60_000, description="Time that Milvus has for one search before the fallback answers."
+    )
+
     experiment: Experiment | None = Field(
         None, description="Bundles served side by side, a table of the settings file; see Experiments."
     )
@@ -208,6 +221,19 @@ class ServiceSettings(BaseSettings):
             return None
         check_url(value.get_secret_value())
         return value
+
+    @field_validator("milvus_url")
+    @classmethod
+    def _usable_milvus_url(cls, value: str | None) -> str | None:
+        if value:
+            check_milvus_url(value)
+        return value or None
+
+    @property
+    def milvus(self) -> MilvusAccess:
+        """What opens the collections that bundles name."""
+        token = "" if self.milvus_token is None else self.milvus_token.get_secret_value()
+        return MilvusAccess(self.milvus_url, token)
 
     @field_validator("redis_ca_file", "redis_cert_file", "redis_key_file")
     @classmethod
@@ -309,7 +335,7 @@ def _one_line(error: ValidationError) -> str:
         elif entry["type"] == "extra_forbidden":
             problems.append(f"{where}: there is no such setting; see --help")
         else:
-            hidden = name in ("redis_url", "tracing_endpoint") or isinstance(entry["input"], dict)
+            hidden = name in _SECRETIVE or isinstance(entry["input"], dict)
             value = "" if hidden else f"got {str(entry['input'])[:80]!r}: "
             problems.append(f"{where}: {value}{entry['msg'].removeprefix('Value error, ')}")
     return "; ".join(problems)

@@ -147,7 +147,8 @@ class _Console:
                 raise BundleStoreError(f"compare: the store has no bundle {bundle_id!r}; it has {known[:5]}")
             device = self._service.engine.device
             keys = read_keys(self._settings.signature_key)
-            bundle = load_bundle(store.bundle_url(bundle_id), device=device, keys=keys)
+            url, milvus = store.bundle_url(bundle_id), self._settings.milvus
+            bundle = load_bundle(url, device=device, keys=keys, milvus=milvus)
             self._beside = build_engine(bundle, device=device, settings=self._settings)
         return self._beside
 

@@ -18,6 +18,7 @@ SERVICE_MAY_IMPORT = {
     "index_builder.candidates",
     "index_builder.delta",
     "index_builder.delta_index",
+    "index_builder.milvus_access",
     "index_builder.publish",
     "index_builder.signature",
 }
@@ -36,6 +37,8 @@ MODEL_INFERENCE_SIDE = {
 
 IMPORTERS = {
     "faiss": {"index_builder/faiss_library.py"},
+    "pymilvus": {"index_builder/milvus_index.py"},
+    "grpc": {"index_builder/milvus_index.py"},
     "redis": {"service/redis_guard.py", "service/redis_connections.py", "service/redis_cluster.py"},
     "fastapi": {"service/app.py"},
     "prometheus_client": {"service/metrics.py", "service/arm_metrics.py", "service/caller_metrics.py"},
@@ -179,6 +182,8 @@ def test_every_dependency_is_used_and_every_import_is_declared() -> None:
         "httpx",  # the extra `client`
         "ray",  # the extra `ray`
         "opentelemetry",  # the extra `tracing`
+        "pymilvus",  # the extra `milvus`, which brings the next
+        "grpc",
         "faiss",
         "pydantic_core",
         "starlette",

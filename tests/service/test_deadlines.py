@@ -46,6 +46,9 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._index, name)
 
+    def within(self, timeout_s: float, until: float) -> Counting:
+        return self
+
     def search(self, *arguments: Any) -> Any:
         self.searches += 1
         return self._index.search(*arguments)

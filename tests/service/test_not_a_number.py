@@ -98,6 +98,9 @@ class Says:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._index, name)
 
+    def within(self, timeout_s: float, until: float) -> Says:
+        return self
+
     def search(self, queries: np.ndarray, *_: Any) -> tuple[np.ndarray, np.ndarray]:
         scores = np.tile(np.array(self._scores, np.float32), (len(queries), 1))
         return scores, np.tile(np.array(self._rows, np.int64), (len(queries), 1))

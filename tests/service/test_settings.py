@@ -53,6 +53,7 @@ def test_the_settings_file_can_be_named_by_the_environment(
             r"redis_url .*redis://, rediss://, unix://, redis\+sentinel://, ",
         ),
         (["--bundles", "x", "--redis-namespace", "a b"], r"redis_namespace .*'a b'.*letters"),
+        (["--bundles", "x", "--milvus-url", "corpus.db"], r"milvus_url .*milvus-lite server"),
         (["--config", "/no/such/file"], r"config: /no/such/file is not a file"),
     ],
 )
@@ -68,8 +69,19 @@ def test_an_error_does_not_repeat_a_password() -> None:
     assert "hunter2" not in str(error.value)
 
 
-def test_settings_do_not_show_a_password() -> None:
-    settings = load_settings(["--bundles", "x", "--redis-url", "redis://:hunter2@host"])
+def test_an_error_does_not_repeat_the_password_in_the_url_of_milvus() -> None:
+    with pytest.raises(SettingsError, match="T2DIFF_MILVUS_TOKEN") as error:
+        load_settings(["--bundles", "x", "--milvus-url", "http://root:hunter2@host"])
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [("--redis-url", "redis://:hunter2@host"), ("--milvus-token", "root:hunter2")],
+    ids=lambda flag: flag[0],
+)
+def test_settings_do_not_show_a_password(secret: tuple[str, str]) -> None:
+    settings = load_settings(["--bundles", "x", *secret])
     assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
 
 
