@@ -287,8 +287,8 @@ GUARDS = [
     Guard(
         "the service asks for the signature",
         "service/reloader.py",
-        "device=self._device, keys=keys)",
-        "device=self._device)",
+        "device=self._device, keys=keys, milvus",
+        "device=self._device, milvus",
         "tests/service/test_reloader.py::"
         "test_with_a_key_only_signed_bundles_are_served_and_the_key_may_be_replaced",
     ),
