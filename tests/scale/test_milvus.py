@@ -36,7 +36,7 @@ from index_builder.publish import Store
 from index_builder.retention import Retention, prune
 from model.checkpoint import Checkpoint
 from model.noise import request_key
-from tests.end_to_end.conftest import Serve, Served, serve  # noqa: F401  (a fixture)
+from tests.end_to_end.conftest import Serve, Served, serve, serve_one  # noqa: F401  (fixtures)
 from tests.index_builder.small_night import EARLIER, LATER, night, write_log
 from tests.scale.milvus_server import MilvusServer
 from tests.untrained import untrained_checkpoint
@@ -148,13 +148,14 @@ def test_rows_to_skip_are_left_out_by_milvus_itself(server: MilvusServer) -> Non
     assert rows[0].tolist() == order[1_500:1_600].tolist()
 
 
-_INDEXES: dict[str, AnnIndex] = {}
+_INDEXES: dict[tuple[str, bytes], AnnIndex] = {}
 
 
 def _shared_index(items: np.ndarray, server: MilvusServer) -> AnnIndex:
-    if server.url not in _INDEXES:
-        _INDEXES[server.url] = collection_of(items, server)
-    return _INDEXES[server.url]
+    key = server.url, items.tobytes()
+    if key not in _INDEXES:
+        _INDEXES[key] = collection_of(items, server)
+    return _INDEXES[key]
 
 
 def test_a_bundle_names_its_collection_and_no_secret(
