@@ -62,7 +62,8 @@ def compare_command(
     ] = OBJECTIVE,
     variants: Variants = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Most epochs of every run; left out: tuned or default.")
+        int | None,
+        typer.Option(help="Most epochs of every run whose variant does not say; left out: tuned or default."),
     ] = None,
     patience: Annotated[
         int, typer.Option(help="Stop a run after so many epochs without a better one.")

@@ -72,15 +72,16 @@ def plan_comparison(
 ) -> list[Run]:
     """Every run, all specs' first seeds before any second one.
 
-    base: the trainer's settings; over them a spec's (or its model's) tuned ones, then its variant's, then
-    `epochs`   own: of `variants.read_variants`
+    base: the trainer's settings; over them the tuned ones, then `epochs`, then the spec's variant's. Tuned
+    are those of the spec, or of what is left of it without its last variants.
+    own: of `variants.read_variants`
     """
     runs = []
     for spec, seeds in models.items():
         model, variant, settings = resolve(spec, own)
-        best = (tuned or {}).get(spec) or (tuned or {}).get(model) or Tuned({}, {}, "")
+        best = _tuned_for(spec, tuned or {})
         config = dataclasses.asdict(complete_config(model, {**best.model, **settings.model}))
-        chosen = {**best.training, **settings.training, **({"epochs": epochs} if epochs else {})}
+        chosen = {**best.training, **({"epochs": epochs} if epochs else {}), **settings.training}
         for place, seed in enumerate(seeds):
             run = plan_run(
                 work,
@@ -93,6 +94,17 @@ def plan_comparison(
             )
             runs.append((place, run))
     return [run for _, run in sorted(runs, key=lambda placed: placed[0])]
+
+
+def _tuned_for(spec: str, tuned: Mapping[str, Tuned]) -> Tuned:
+    model, _, variant = spec.partition(":")
+    parts = variant.split("+") if variant else []
+    while parts:
+        found = tuned.get(f"{model}:{'+'.join(parts)}")
+        if found is not None:
+            return found
+        parts.pop()
+    return tuned.get(model, Tuned({}, {}, ""))
 
 
 def compare(

@@ -140,6 +140,18 @@ def test_a_comparison_uses_the_best_trial(split: Split, tmp_path: Path) -> None:
     assert shorter.training.epochs == 1
 
 
+def test_a_variant_is_tuned_like_what_it_varies_and_says_its_own_epochs(tmp_path: Path, split: Split) -> None:
+    file = tmp_path / "trials.jsonl"
+    records = [_record("sasrec", 0, 0.2), _record("sasrec:n200", 0, 0.3), _record("sasrec:lag", 0, 0.4)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    specs = {"sasrec:n200+epochs_18": [0], "sasrec:n200": [0], "sasrec:n50+epochs_18": [0]}
+    longer, same, other = plan_comparison(
+        split, tmp_path, specs, base=BASE, tuned=read_tuned([file]), epochs=2
+    )
+    assert [run.model_config["dropout"] for run in (longer, same, other)] == [0.3, 0.3, 0.2]
+    assert [run.training.epochs for run in (longer, same, other)] == [18, 2, 18]
+
+
 def test_records_that_cannot_serve_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "trials.jsonl"
     file.write_text("")
