@@ -124,9 +124,11 @@ def serve(request: pytest.FixtureRequest, serve_one: Serve, tmp_path_factory: An
 def serve_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """`serve_one(bundles, setting=value, …)`: one process."""
     started: list[ForkedProcess] = []
+    folders: list[Path] = []
 
     def start(bundles: Path, **settings: Any) -> Served:
         folder = tmp_path_factory.mktemp("serve")
+        folders.append(folder)
         log = folder / "log"
         values = {
             "port": 0,
@@ -164,6 +166,16 @@ def serve_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
+    for folder in folders:
+        _kill_redis_of_a_killed_service(folder)
+
+
+def _kill_redis_of_a_killed_service(folder: Path) -> None:
+    """The next service on the folder would have stopped it; there is none."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        pid = int((folder / "redis" / "redis.pid").read_text())
+        if str(folder) in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
