@@ -1,26 +1,9 @@
-"""The guards that the mutation check removes, one after the other, each with the test that must go red.
-
-A guard is a few lines of the program as they stand there. What replaces them is the program without it.
-"""
+"""Every guard that the mutation check removes: of what comes in, of bundles and logs, and of serving."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Guard:
-    """file: from the root of the tree   text: stands in it exactly once   without: what it becomes
-
-    test: a pytest node that fails without the guard
-    """
-
-    name: str
-    file: str
-    text: str
-    without: str
-    test: str
-
+from loadtest.stress.guard import Guard
+from loadtest.stress.serving_guards import SERVING_GUARDS
 
 _PROTOCOL = ("service/http_protocol.py", "tests/service/test_http_protocol.py::")
 _BODY = ("service/body.py", "tests/service/test_body.py::")
@@ -355,4 +338,5 @@ GUARDS = [
         "        if False:\n",
         "tests/model/data/test_bad_input.py::test_an_unusable_row_is_named_counted_and_refused_over_the_share",
     ),
+    *SERVING_GUARDS,
 ]

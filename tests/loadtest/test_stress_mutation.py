@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.stress.guards import GUARDS, Guard
+from loadtest.stress.guard import Guard
+from loadtest.stress.guards import GUARDS
 from loadtest.stress.mutation import MIN_GUARDS, ROOT, copy_tree, judge, mutation_figures, occurrences
 from loadtest.stress.outcome import Options, passed
 
