@@ -1,8 +1,8 @@
 """The native parts of the package; all else stands in pyproject.toml.
 
 One shared library holds the fused user tower once for each instruction set, another the search of
-inverted lists. They are optional: without a C++ compiler the package installs all the same, and the service
-runs the tower in PyTorch and searches lists with FAISS.
+inverted lists and of small catalogues. They are optional: without a C++ compiler the package installs all
+the same, and the service runs the tower in PyTorch and searches with FAISS.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ LIBRARIES = {
         },
         fallback="portable",
     ),
-    "index_builder.native_list_search": Library(
+    "index_builder.native_search": Library(
         Path("index_builder") / "native",
         "lists_variant.cpp",
         "lists.cpp",

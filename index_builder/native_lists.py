@@ -22,10 +22,10 @@ from index_builder.search_groups import MAX_FETCH_CPU
 from model.two_tower import Metric
 
 FOLDER = Path(__file__).parent
-NAME = "native_list_search"
+NAME = "native_search"
 REMEDY = "install a C++ compiler (g++ or clang++) and install this package again"
 
-_ABI = 1
+_ABI = 2
 _BLOCK_ITEMS = 32
 _LOGGER = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def native_library(folder: Path = FOLDER) -> Any | None:
             reason = "it was built from other sources"
         except (OSError, AttributeError) as error:
             reason = str(error)
-        _LOGGER.warning("%s is not used, FAISS searches the lists instead: %s; %s", path, reason, REMEDY)
+        _LOGGER.warning("%s is not used, FAISS and torch search instead: %s; %s", path, reason, REMEDY)
     return None
 
 

@@ -57,6 +57,12 @@ class Answer:
         return np.minimum(place[:, -1], wanted)
 
 
+def check_entries(exclude: Sequence[np.ndarray | None] | None, batch_size: int) -> None:
+    """Raises ValueError unless there is one entry for each query."""
+    if exclude is not None and len(exclude) != batch_size:
+        raise ValueError(f"exclude must have one entry per query, got {len(exclude)} for {batch_size}")
+
+
 class Exclusions:
     """The rows that each query of a batch must not get: one sorted array of query * M + row for all of them.
 
@@ -64,11 +70,9 @@ class Exclusions:
     """
 
     def __init__(self, exclude: Sequence[np.ndarray | None] | None, batch_size: int, num_items: int) -> None:
-        """Rows that do not exist are ignored. Raises ValueError for another number of entries."""
+        """Rows that do not exist are ignored."""
         if exclude is None:
             exclude = [None] * batch_size
-        if len(exclude) != batch_size:
-            raise ValueError(f"exclude must have one entry per query, got {len(exclude)} for {batch_size}")
         each = [_NONE if rows is None else np.asarray(rows, dtype=np.int64) for rows in exclude]
         self._num_items = num_items
         self._keys = _NONE

@@ -29,20 +29,23 @@ inline bool better(const ListChoice &a, const ListChoice &b) {
   return a.order > b.order || (a.order == b.order && a.list < b.list);
 }
 
-// The `wanted` lists of the largest orders, nearly best first. A sample tells about where the last of them
-// lies, so that few need to be compared.
+// About where the last of the `wanted` largest values lies, by a sample of them, so that few need to be
+// compared; -FLT_MAX where a sample would not tell.   values: (count)   sample: (count / 16)
+inline float likely_least(const float *values, int64_t count, int64_t wanted, float *sample) {
+  const int64_t STRIDE = 16;
+  const int64_t sampled = count / STRIDE, rank = wanted * 5 / (4 * STRIDE) + 8;
+  if (rank >= sampled) return -FLT_MAX;
+  for (int64_t i = 0; i < sampled; ++i) sample[i] = values[i * STRIDE + i % STRIDE];
+  std::nth_element(sample, sample + rank, sample + sampled, [](float a, float b) { return a > b; });
+  return std::max(sample[rank], -FLT_MAX);
+}
+
+// The `wanted` lists of the largest orders, nearly best first.
 // orders: (count), a multiple of 16   sample: (count)   chosen, sorted: (count)
 inline int64_t choose_lists(const float *orders, int64_t count, int64_t wanted, float *sample,
                             ListChoice *chosen, ListChoice *sorted) {
-  const int64_t STRIDE = 16;
   const int PLACES = 64;
-  float least = -FLT_MAX;
-  const int64_t sampled = count / STRIDE, rank = wanted * 5 / (4 * STRIDE) + 8;
-  if (rank < sampled) {
-    for (int64_t i = 0; i < sampled; ++i) sample[i] = orders[i * STRIDE + i % STRIDE];
-    std::nth_element(sample, sample + rank, sample + sampled, [](float a, float b) { return a > b; });
-    least = sample[rank];
-  }
+  float least = likely_least(orders, count, wanted, sample);
   int64_t found = 0;
   for (;;) {
     for (int64_t first = 0; first < count; first += 16)

@@ -1,4 +1,4 @@
-// The C interface of the list search: which variants this processor can run.
+// The C interface of the searches: which variants this processor can run.
 #include "lists.h"
 
 #include <stdio.h>
@@ -85,6 +85,13 @@ void t2_lists_destroy(T2Lists *lists) {
 
 int t2_lists_search(const T2Lists *lists, const T2ListsBatch *batch) {
   return lists->variant->search(lists->lists, batch);
+}
+
+int t2_exact_search(const char *variant, const T2ExactBatch *batch) {
+  for (const Choice *choice = CHOICES; choice->variant; ++choice)
+    if (!strcmp(choice->variant->name, variant) && choice->supported())
+      return choice->variant->search_exactly(batch);
+  return 1;
 }
 
 }  // extern "C"

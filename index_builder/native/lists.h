@@ -1,9 +1,9 @@
-// The plain C interface of the list search, called from native_lists.py through ctypes. Pointers
-// are borrowed during a call only, but for `items`, which must outlive the lists.
+// The plain C interface of the searches, called from native_lists.py and native_exact.py through ctypes.
+// Pointers are borrowed during a call only, but for a list's `items`, which must outlive the lists.
 #pragma once
 #include <stdint.h>
 
-#define T2_LISTS_ABI 1
+#define T2_LISTS_ABI 2
 #define T2_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -40,6 +40,22 @@ typedef struct {
   int64_t *found;          // (batch, keep), -1 there
 } T2ListsBatch;
 
+// Every item is looked at.
+typedef struct {
+  int32_t by_distance;      // scores are minus squared distances, not inner products
+  int32_t dim;              // D
+  int64_t num_items;        // M
+  int64_t batch;            // B
+  int64_t top_k;            // K
+  const float *items;       // (G, D, 16) groups of 16 items, G a multiple of 4; what lies beyond M is finite
+  const float *queries;     // (B, D)
+  const int64_t *wanted;    // (B), each at most K
+  const int64_t *excluded;  // rows, one query's after the other's; those outside 0 .. M - 1 are ignored
+  const int64_t *ends;      // (B) where a query's end in `excluded`
+  float *scores;            // (B, K), best first, -inf where fewer are left
+  int64_t *rows;            // (B, K), -1 there
+} T2ExactBatch;
+
 typedef struct T2Lists T2Lists;
 
 T2_API int t2_lists_abi(void);
@@ -50,6 +66,8 @@ T2_API T2Lists *t2_lists_create(const char *variant, const T2ListsSpec *spec);
 T2_API void t2_lists_destroy(T2Lists *lists);
 // 0, or 1 when there was no memory. May be called from several threads.
 T2_API int t2_lists_search(const T2Lists *lists, const T2ListsBatch *batch);
+// 0, or 1 when there was no memory, or no such variant. May be called from several threads.
+T2_API int t2_exact_search(const char *variant, const T2ExactBatch *batch);
 
 #ifdef __cplusplus
 }

@@ -14,6 +14,7 @@
 #include <algorithm>
 
 #include "candidates.h"
+#include "exact.h"
 #include "scan.h"
 
 #define T2_PASTE(a, b) a##b
@@ -364,5 +365,5 @@ int search(const void *lists, const T2ListsBatch *batch) {
 
 extern "C" {
 extern const T2ListsVariant T2_NAME(T2_VARIANT);
-const T2ListsVariant T2_NAME(T2_VARIANT) = {T2_STRING(T2_VARIANT), create, destroy, search};
+const T2ListsVariant T2_NAME(T2_VARIANT) = {T2_STRING(T2_VARIANT), create, destroy, search, search_exactly};
 }

@@ -178,7 +178,7 @@ def test_a_library_that_is_none_is_not_used_and_that_is_said(tmp_path, caplog):
     assert not caplog.records
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "native_list_search.so").write_bytes(b"not a library")
+    (broken / "native_search.so").write_bytes(b"not a library")
     with caplog.at_level(logging.WARNING):
         assert native_library(broken) is None
-    assert "native_list_search.so is not used, FAISS searches the lists instead" in caplog.text
+    assert "native_search.so is not used, FAISS and torch search instead" in caplog.text
