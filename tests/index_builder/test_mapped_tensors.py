@@ -64,6 +64,9 @@ def test_what_is_not_read_is_not_in_memory(tmp_path, read):
         + b'{"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}} '
         + b"x" * 16,
         struct.pack("<Q", 63)
+        + b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 16]}} '
+        + b"x" * 16,
+        struct.pack("<Q", 63)
         + b'{"a": {"dtype": "F99", "shape": [4], "data_offsets": [0, 16]}} '
         + b"x" * 16,
     ],
