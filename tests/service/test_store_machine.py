@@ -124,34 +124,6 @@ class StoreMachine(RuleBasedStateMachine):
         path.write_bytes(content)
         self.damaged.add(name)
 
-    @rule(
-        step=st.sampled_from(["add", "publish", "rollback", "remove"]),
-        which=WHICH,
-        points=st.lists(st.integers(1, 9), min_size=1, max_size=5, unique=True),
-    )
-    def killed(self, step: str, which: int, points: list[int]) -> None:
-        """Begun again and again, killed at each of these points: it happens or it does not."""
-        for point in points:
-            self._killed(step, self.names[which], point)
-
-    def _killed(self, step: str, name: str, point: int) -> None:
-        before = self.store.history()
-        if step == "add" and name in self.store.bundle_ids():
-            return
-        command = [forked.python(), "-c", STEP, self.store.url, str(self.sealed), step, name, str(point)]
-        ended = forked.run(command, timeout=60)
-        assert ended.returncode in (0, 1, -signal.SIGKILL), ended.stderr
-        done = {
-            "add": before,
-            "publish": [name, *before],
-            "rollback": before[1:],
-            "remove": [one for one in before if one != name],
-        }
-        assert self.store.history() in (before, done[step])
-        if step == "add" and name in self.store.bundle_ids():
-            self.damaged.discard(name)
-        self.what_is_served_is_whole()
-
     @rule()
     def look(self) -> None:
         """The service looks at the store."""
@@ -170,17 +142,76 @@ class StoreMachine(RuleBasedStateMachine):
                 self.store.check(name)
 
 
-def test_publish_swap_roll_back_remove_damage_and_kill_in_any_order(tmp_path: Path) -> None:
-    built = Store(tmp_path)
+class KilledStoreMachine(StoreMachine):
+    """The same, and any step may be killed."""
+
+    @rule(step=st.sampled_from(["add", "publish", "rollback", "remove"]), which=WHICH)
+    def killed(self, step: str, which: int) -> None:
+        """Begun again and again, killed before each of its file operations, until it happens."""
+        for point in range(1, 40, 5) if step == "add" else range(1, 11):  # adding has many that are alike
+            if not self._killed(step, self.names[which], point):
+                return
+
+    def _killed(self, step: str, name: str, point: int) -> bool:
+        """Whether nothing came of it, and more points may be ahead."""
+        before, there = self.store.history(), name in self.store.bundle_ids()
+        if step == "add" and there:
+            return False
+        command = [forked.python(), "-c", STEP, self.store.url, str(self.sealed), step, name, str(point)]
+        ended = forked.run(command, timeout=60)
+        assert ended.returncode in (0, 1, -signal.SIGKILL), ended.stderr
+        done = {
+            "add": before,
+            "publish": [name, *before],
+            "rollback": before[1:],
+            "remove": [one for one in before if one != name],
+        }
+        assert self.store.history() in (before, done[step])
+        if step == "add" and name in self.store.bundle_ids():
+            self.damaged.discard(name)
+        self.what_is_served_is_whole()
+        unchanged = (self.store.history(), name in self.store.bundle_ids()) == (before, there)
+        return unchanged and ended.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    built = Store(tmp_path_factory.mktemp("sealed"))
     for seed in range(4):
         build_untrained(built, seed)
     StoreMachine.sealed = Path(built.url)
+
+
+@pytest.mark.parametrize(
+    ("machine", "examples", "steps"), [(StoreMachine, 40, 16), (KilledStoreMachine, 4, 8)]
+)
+def test_publish_swap_roll_back_remove_damage_and_kill_in_any_order(
+    sealed: None, machine: type[StoreMachine], examples: int, steps: int
+) -> None:
     run_state_machine_as_test(
-        StoreMachine,
+        machine,
         settings=settings(
-            max_examples=6,
-            stateful_step_count=10,
+            max_examples=examples,
+            stateful_step_count=steps,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_each_step_killed_at_each_point_happens_or_does_not(sealed: None) -> None:
+    machine = KilledStoreMachine()
+    machine.first_night()
+    machine.killed("add", 1)
+    machine.add(1)
+    machine.killed("publish", 1)
+    machine.publish(1)
+    machine.look()
+    machine.killed("remove", 0)
+    assert machine.names[0] in machine.store.bundle_ids(), "the one before the served one stays"
+    machine.killed("rollback", 0)
+    assert machine.store.history() == machine.names[:1]
+    machine.killed("remove", 1)
+    assert machine.names[1] not in machine.store.bundle_ids()
+    machine.look()
+    machine.teardown()
