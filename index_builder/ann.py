@@ -59,9 +59,9 @@ _MAX_VALUE = 1e15  # an inverted file trained on squares that overflow crashes t
 _WIDEN_BY = 4
 _MAX_OVERFETCH = 1_024  # more exclusions than this are masked, where the engine can mask
 _SMALL, _TOGETHER = 16_384, 8
-"""Up to _SMALL items, all is looked at in one native call: 2.4 times as fast as FAISS for one query, 1.8
-for 32 (3,706 items, exclusions of 50, one core). Where that was not built, for _TOGETHER queries or more
-one matrix product with the exclusions masked in it beats FAISS.
+"""Up to _SMALL items, all is looked at in one native call: faster than FAISS for every batch
+(`loadtest/results/2026-11-22-native-exact.md`). Where that was not built, for _TOGETHER queries or more one
+matrix product with the exclusions masked in it beats FAISS.
 """
 _REMOTE_WIDTH = 16  # before it is tuned
 _MAX_EXACT_ITEMS = 1_000_000
