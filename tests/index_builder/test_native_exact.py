@@ -74,6 +74,19 @@ def test_an_answer_does_not_depend_on_who_shares_the_batch(metric, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_a_sample_that_misleads_costs_no_result(variant):
+    """Of 16 items one is looked at first, to tell what is worth comparing: here those are the best."""
+    sampled = np.arange(1_600 // 16) * 16 + np.arange(1_600 // 16) % 16
+    items = np.ones((1_600, 1), dtype=np.float32)
+    items[sampled, 0] = 2 + np.arange(len(sampled))
+    query = np.ones((1, 1), dtype=np.float32)
+    scores, rows = native(items, "inner_product", variant).search(query, np.array([300]), None)
+    expected = search_exactly(items, query[0], "inner_product", top_k=300, excluded=np.empty(0, np.int64))
+    np.testing.assert_array_equal(rows[0], expected[1])
+    np.testing.assert_array_equal(scores[0], expected[0])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_scores_stay_finite_and_an_overflow_is_the_best_or_the_worst(variant):
     items = np.array([[1e30], [-1e30], [1.0], [0.0]], dtype=np.float32)
     scores, rows = native(items, "inner_product", variant).search(
