@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from model.history_attention import HistoryAttention
+from model.losses import MAX_FULL_SOFTMAX_ITEMS
 from model.mixed_attention import Readout
 from model.noise_schedule import BETA_SHAPES
 from model.unet1d import Padding
@@ -48,7 +49,7 @@ class T2DiffConfig:
     feed_forward_hidden: int = 192
     activation_hidden: int = 32
     dropout: float = 0.2
-    max_full_softmax_items: int = 20_000  # above it, the softmax is sampled
+    max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS  # above it, the softmax is sampled
     num_negatives: int = 8_192
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ from model.baselines.item_table_tower import ItemTableTower
 from model.baselines.settings import check_at_least, check_heads, check_share
 from model.batch import PADDING_INDEX, SequenceBatch
 from model.dropout import Dropout
+from model.losses import MAX_FULL_SOFTMAX_ITEMS
 from model.noise import Noise
 from model.small_embedding import SmallEmbedding
 
@@ -47,7 +48,7 @@ class BERT4RecConfig:
     dropout: float = 0.2
     mask_share: float = 0.2  # ρ
     mask_last_share: float = 0.1  # sequences in which only the last item is masked
-    max_full_softmax_items: int = 20_000  # above it, the softmax is sampled
+    max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS  # above it, the softmax is sampled
     num_negatives: int = 8_192
 
     def __post_init__(self) -> None:

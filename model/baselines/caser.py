@@ -26,6 +26,7 @@ from model.baselines.dense_tower import DenseTower
 from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
 from model.dropout import Dropout
+from model.losses import MAX_FULL_SOFTMAX_ITEMS
 
 Loss = Literal["full_softmax", "binary"]
 OutputItems = Literal["shared", "own"]
@@ -45,7 +46,7 @@ class CaserConfig:
     num_following: int = 1  # T
     loss: Loss = "full_softmax"
     num_binary_negatives: int = 3
-    max_full_softmax_items: int = 20_000  # above it, the softmax is sampled
+    max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS  # above it, the softmax is sampled
     num_negatives: int = 8_192
 
     def __post_init__(self) -> None:

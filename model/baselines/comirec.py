@@ -34,6 +34,7 @@ from model.baselines.pause import PauseEmbedding
 from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
 from model.dropout import Dropout
+from model.losses import MAX_FULL_SOFTMAX_ITEMS
 from model.noise import Noise
 from model.small_embedding import SmallEmbedding
 
@@ -53,7 +54,7 @@ class ComiRecConfig:
     loss: Loss = "best_interest"
     time_lag: bool = False  # tell the interests how long it is until the next behaviour
     request_time_dropout: float = 0.1
-    max_full_softmax_items: int = 20_000
+    max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS
     num_negatives: int = 8_192
 
     def __post_init__(self) -> None:

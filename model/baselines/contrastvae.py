@@ -32,6 +32,7 @@ from model.baselines.encoder import Encoder, causal
 from model.baselines.settings import check_at_least, check_choice, check_heads, check_share
 from model.batch import SequenceBatch
 from model.dropout import Dropout
+from model.losses import MAX_FULL_SOFTMAX_ITEMS
 from model.small_embedding import SmallEmbedding
 
 Loss = Literal["full_softmax", "binary"]
@@ -56,7 +57,7 @@ class ContrastVAEConfig:
     contrast_weight: float = 0.1
     temperature: float = 0.5  # of InfoNCE
     loss: Loss = "full_softmax"
-    max_full_softmax_items: int = 20_000
+    max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS
     num_negatives: int = 8_192
 
     def __post_init__(self) -> None:

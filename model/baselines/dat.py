@@ -31,6 +31,7 @@ from model.baselines.dense_tower import DenseTower
 from model.baselines.settings import check_at_least, check_choice, check_share
 from model.batch import SequenceBatch
 from model.dropout import Dropout
+from model.losses import MAX_FULL_SOFTMAX_ITEMS
 
 Loss = Literal["full_softmax", "binary"]
 Pooling = Literal["recency", "mean"]
@@ -51,7 +52,7 @@ class DATConfig:
     mimic_item_weight: float = 0.5  # λ_2
     loss: Loss = "full_softmax"
     num_binary_negatives: int = 4
-    max_full_softmax_items: int = 20_000  # above it, the softmax is sampled
+    max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS  # above it, the softmax is sampled
     num_negatives: int = 8_192
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ from model.baselines.settings import check_at_least, check_choice, check_heads, 
 from model.batch import SequenceBatch
 from model.diffusion import diffuse, reverse_step, sample_steps, strided_steps
 from model.dropout import Dropout
+from model.losses import MAX_FULL_SOFTMAX_ITEMS
 from model.noise import Noise, fresh_noise
 from model.noise_schedule import NoiseSchedule
 from model.unet1d import step_embedding
@@ -58,7 +59,7 @@ class DiffuRecConfig:
     dropout: float = 0.1
     embedding_dropout: float = 0.3
     supervision: Supervision = "dense"
-    max_full_softmax_items: int = 20_000
+    max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS
     num_negatives: int = 8_192
 
     def __post_init__(self) -> None:

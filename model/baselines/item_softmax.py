@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.losses import sample_negatives, sampled_tower_loss, tower_loss
+from model.losses import MAX_FULL_SOFTMAX_ITEMS, sample_negatives, sampled_tower_loss, tower_loss
 
 ItemTower = Callable[[torch.Tensor], torch.Tensor]
 """item_index (K,) in 1..M -> (K, D)"""
@@ -32,7 +32,7 @@ class ItemSoftmax(nn.Module):
         num_items: int,
         dim: int,
         *,
-        max_full_softmax_items: int = 20_000,
+        max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS,
         num_negatives: int = 8_192,
         normalize_inputs: bool = False,
     ) -> None:

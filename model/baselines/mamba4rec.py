@@ -24,6 +24,7 @@ from model.baselines.selective_scan import SelectiveStateSpace
 from model.baselines.settings import check_at_least, check_share
 from model.batch import SequenceBatch
 from model.dropout import Dropout
+from model.losses import MAX_FULL_SOFTMAX_ITEMS
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Mamba4RecConfig:
     dropout: float = 0.2
     time_lag: bool = False  # tell each position how long it is until the next behaviour
     request_time_dropout: float = 0.1  # share of these that training hides
-    max_full_softmax_items: int = 20_000
+    max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS
     num_negatives: int = 8_192
 
     def __post_init__(self) -> None:

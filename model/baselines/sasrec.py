@@ -32,6 +32,7 @@ from model.baselines.pause import PauseEmbedding
 from model.baselines.settings import check_at_least, check_choice, check_heads, check_share
 from model.batch import SequenceBatch
 from model.dropout import Dropout
+from model.losses import MAX_FULL_SOFTMAX_ITEMS
 from model.sessions import NUM_LAG_BUCKETS, lag_bucket
 from model.small_embedding import SmallEmbedding
 
@@ -54,7 +55,7 @@ class SASRecConfig:
     time_lag: bool = False
     request_time_dropout: float = 0.1  # share of training positions that hide when the next behaviour is
     loss: Loss = "full_softmax"
-    max_full_softmax_items: int = 20_000  # above it, the softmax is sampled
+    max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS  # above it, the softmax is sampled
     num_negatives: int = 8_192
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ from model.baselines.encoder import causal
 from model.baselines.settings import check_at_least, check_choice, check_heads, check_share
 from model.batch import SequenceBatch
 from model.dropout import Dropout
+from model.losses import MAX_FULL_SOFTMAX_ITEMS
 from model.small_embedding import SmallEmbedding
 
 Loss = Literal["full_softmax", "ranking"]
@@ -49,7 +50,7 @@ class STOSAConfig:
     dropout: float = 0.2
     loss: Loss = "full_softmax"
     margin_weight: float = 0.005
-    max_full_softmax_items: int = 20_000
+    max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS
     num_negatives: int = 8_192
 
     def __post_init__(self) -> None:
