@@ -37,7 +37,7 @@ help:
 
 venv: $(READY)
 
-$(READY): requirements.lock pyproject.toml setup.py $(wildcard model/engines/native/* index_builder/native/*)
+$(READY): requirements.lock pyproject.toml setup.py $(wildcard model/engines/native/* index_builder/native/* service/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed, found: $$($(PYTHON) --version); set PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)

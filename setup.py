@@ -1,14 +1,15 @@
 """The native parts of the package; all else stands in pyproject.toml.
 
 One shared library holds the fused user tower once for each instruction set, another the search of
-inverted lists and of small catalogues. They are optional: without a C++ compiler the package installs all
-the same, and the service runs the tower in PyTorch and searches with FAISS.
+inverted lists and of small catalogues, a third reads sequences and writes answers. They are optional:
+without a C++ compiler the package installs all the same, and the service runs the tower in PyTorch, searches
+with FAISS, and reads and writes in Python.
 """
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -26,22 +27,27 @@ AVX512_VNNI = [*AVX512, "-mavx512vnni"]
 
 @dataclass(frozen=True)
 class Library:
-    """variant: the source compiled once for each instruction set   interface: the one that chooses at run
-    time by cpuid   variants: by processor, name and flags, best first   fallback: one without flags
+    """interface: the source that is compiled once, and chooses at run time by cpuid   variant: the one that
+    is compiled once for each instruction set   variants: by processor, name and flags, best first
+    fallback: one without flags
     """
 
     folder: Path
-    variant: str
     interface: str
-    variants: dict[str, dict[str, list[str]]]
+    variant: str = ""
+    variants: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     fallback: str | None = None
+
+    @property
+    def sources(self) -> list[str]:
+        return [str(self.folder / source) for source in (self.variant, self.interface) if source]
 
 
 LIBRARIES = {
     "model.engines.native_tower": Library(
         Path("model") / "engines" / "native",
-        "variant.cpp",
         "tower.cpp",
+        "variant.cpp",
         {
             "x86_64": {
                 "avx512_bf16": [*AVX512, "-mavx512bf16", "-DT2_KIND=Half"],
@@ -53,10 +59,11 @@ LIBRARIES = {
     ),
     "index_builder.native_search": Library(
         Path("index_builder") / "native",
-        "lists_variant.cpp",
         "lists.cpp",
+        "lists_variant.cpp",
         {"x86_64": {"avx512_vnni": AVX512_VNNI, "avx2": AVX2}},
     ),
+    "service.native_wire": Library(Path("service") / "native", "wire.cpp"),
 }
 
 
@@ -96,7 +103,7 @@ setup(
     ext_modules=[
         Extension(
             name,
-            sources=[str(library.folder / source) for source in (library.variant, library.interface)],
+            sources=library.sources,
             depends=sorted(str(path) for path in library.folder.glob("*.h")),
             language="c++",
             optional=True,

@@ -60,7 +60,7 @@ def _check_distinct(item_ids: Sequence[str], checksum: np.ndarray) -> None:
             raise ValueError("item ids must be distinct strings")
 
 
-def read_item_ids(path: Path) -> tuple[ItemIds, Mapping[str, int]]:
+def read_item_ids(path: Path) -> tuple[Vocabulary, Mapping[str, int]]:
     """Item ids by row, and item index (row + 1) by item id; mapped. Raises ValueError or KeyError."""
     arrays = map_tensors(path)
     text, offset, row, start = (arrays[name] for name in ("text", "offset", "bucket_row", "bucket_start"))
@@ -77,19 +77,20 @@ def read_item_ids(path: Path) -> tuple[ItemIds, Mapping[str, int]]:
         or int(row.max()) >= num_items
     ):
         raise ValueError("item ids and their buckets do not fit together")
-    item_ids = ItemIds(text, offset)
+    item_ids = Vocabulary(text, offset, row, start)
     if num_items <= MAX_DICT_ITEMS:
         index_of = {item_id: m + 1 for m, item_id in enumerate(item_ids)}
         if len(index_of) != num_items:
             raise ValueError("item ids must be distinct strings")
         return item_ids, index_of
-    return item_ids, ItemIndexOf(item_ids, row, start)
+    return item_ids, ItemIndexOf(item_ids)
 
 
 class ItemIds(Sequence[str]):
     """Item ids by row.   text: (bytes,) uint8, UTF-8   offset: (M + 1,) int64"""
 
     def __init__(self, text: np.ndarray, offset: np.ndarray) -> None:
+        self.text, self.offset = text, offset
         self._text = memoryview(text.data)
         self._offset = memoryview(offset.data)
 
@@ -124,14 +125,24 @@ class ItemIds(Sequence[str]):
         return self._text[self._offset[row] : self._offset[row + 1]]
 
 
+class Vocabulary(ItemIds):
+    """Item ids and their buckets.   bucket_row: (M,) uint32   bucket_start: (buckets + 1,) uint32"""
+
+    def __init__(
+        self, text: np.ndarray, offset: np.ndarray, bucket_row: np.ndarray, bucket_start: np.ndarray
+    ) -> None:
+        super().__init__(text, offset)
+        self.bucket_row, self.bucket_start = bucket_row, bucket_start
+
+
 class ItemIndexOf(Mapping[str, int]):
     """Item index by item id, without a Python object per item."""
 
-    def __init__(self, item_ids: ItemIds, bucket_row: np.ndarray, bucket_start: np.ndarray) -> None:
+    def __init__(self, item_ids: Vocabulary) -> None:
         self._item_ids = item_ids
-        self._row = memoryview(bucket_row.data)
-        self._start = memoryview(bucket_start.data)
-        self._mask = len(bucket_start) - 2
+        self._row = memoryview(item_ids.bucket_row.data)
+        self._start = memoryview(item_ids.bucket_start.data)
+        self._mask = len(item_ids.bucket_start) - 2
 
     def get(self, item_id: object, default: int | None = None) -> int | None:  # type: ignore[override]
         """The item index, or `default` for an id that is none of the catalogue's."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.machinery
 import logging
 from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -19,11 +18,11 @@ import numpy as np
 
 from index_builder.faiss_library import faiss
 from index_builder.search_groups import MAX_FETCH_CPU
+from model.native_file import REMEDY, native_file
 from model.two_tower import Metric
 
 FOLDER = Path(__file__).parent
 NAME = "native_search"
-REMEDY = "install a C++ compiler (g++ or clang++) and install this package again"
 
 _ABI = 2
 _BLOCK_ITEMS = 32
@@ -59,18 +58,17 @@ class _Batch(Structure):
 @functools.cache
 def native_library(folder: Path = FOLDER) -> Any | None:
     """The library in `folder`; None, with a warning, where none was built or it cannot be used here."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"{NAME}{suffix}"
-        if not path.exists():
-            continue
-        try:
-            library = ctypes.CDLL(str(path))
-            if library.t2_lists_abi() == _ABI:
-                return _declared(library)
-            reason = "it was built from other sources"
-        except (OSError, AttributeError) as error:
-            reason = str(error)
-        _LOGGER.warning("%s is not used, FAISS and torch search instead: %s; %s", path, reason, REMEDY)
+    path = native_file(folder, NAME)
+    if path is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+        if library.t2_lists_abi() == _ABI:
+            return _declared(library)
+        reason = "it was built from other sources"
+    except (OSError, AttributeError) as error:
+        reason = str(error)
+    _LOGGER.warning("%s is not used, FAISS and torch search instead: %s; %s", path, reason, REMEDY)
     return None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from service.answer_overlap import agreement
 from service.arm_metrics import ArmMetrics
 from service.batcher import MAX_IDLE_QUEUE, Batched
+from service.candidate_list import CandidateList
 from service.deadline import Deadline
 from service.engine import Engine, EngineAnswer
 from service.errors import DeadlineExceededError, EngineFailedError, QueueFullError, ShuttingDownError
@@ -31,8 +32,7 @@ Ask = Callable[[Engine, Deadline], Coroutine[Any, Any, Batched[EngineAnswer] | N
 class Answered:
     """The answer that was returned, and how to ask the same of another engine."""
 
-    item_ids: list[str]
-    scores: list[float]
+    candidates: CandidateList
     ask: Ask
 
 
@@ -90,7 +90,8 @@ async def _compare(comparison: Comparison, answered: Answered) -> None:
         _count_shadow(metrics, batched)
     if batched is None:
         return
-    ours, theirs = (answered, batched.answer) if comparison.asks_control else (batched.answer, answered)
+    answers = answered.candidates, batched.answer.candidates
+    ours, theirs = answers if comparison.asks_control else reversed(answers)
     measured = agreement(ours.item_ids, ours.scores, theirs.item_ids, theirs.scores)
     if measured is not None:
         metrics.observe(measured)

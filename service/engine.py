@@ -26,11 +26,15 @@ from model.engines.interface import EagerTower
 from model.engines.tower_engine import TowerEngine, build_tower_engine
 from model.noise import request_key
 from service.batch_memory import BatchMemory
+from service.bundle_items import BundleItems
+from service.candidate_list import CandidateList
 from service.deadline import Deadline
 from service.degradation import Levels, SoftDegradation, build_levels
 from service.errors import EngineFailedError
+from service.packed_sequence import StoredSequence
 from service.settings import ServiceSettings
 from service.watched_tower import WatchedTower
+from service.wire_format import native_items
 
 logger = logging.getLogger("t2diff.engine")
 
@@ -52,14 +56,13 @@ class EngineRequest(NamedTuple):
 
 
 class EngineAnswer(NamedTuple):
-    """Candidates best first, fewer than top_k only when no more are allowed; times are the batch's.
+    """Candidates, fewer than top_k only when no more are allowed; times are the batch's.
 
     tower_seconds, search_seconds: wall time   ..._cpu_seconds: processor time of the device thread
     num_steps: of diffusion, where they were fewer than set
     """
 
-    item_ids: list[str]
-    scores: list[float]
+    candidates: CandidateList
     tower_seconds: float
     search_seconds: float
     batch_size: int
@@ -86,6 +89,7 @@ class Engine:
         degradation: SoftDegradation | None = None,
         memory: BatchMemory | None = None,
         search_timeout_s: float = math.inf,
+        items: BundleItems | None = None,
     ) -> None:
         """tower: what runs the user tower, by default plainly
 
@@ -93,6 +97,7 @@ class Engine:
         levels: of soft degradation, the first being `tower`   degradation: says which of them runs
         memory: of the device, shared by its engines
         search_timeout_s: for one call of an index on other hosts, once it is warm
+        items: the bundle's; Python reads and writes them when None
         """
         self.bundle = bundle
         self.device = device
@@ -102,20 +107,17 @@ class Engine:
         self._degradation = degradation or SoftDegradation(enabled=False)
         self._memory = memory or BatchMemory()
         self._search_timeout_s = search_timeout_s
-        # Where the bundle holds a string per item anyway, reading one is a hundred times cheaper from a list.
-        known, served = bundle.item_index_of, bundle.rows.item_index
-        self._item_ids: Collection[str] = bundle.item_ids
-        if isinstance(known, dict):
-            names = list(known)
-            self._item_ids = names if served is None else [names[item - 1] for item in served.tolist()]
+        self._items = items or BundleItems(bundle)
         self.delta: DeltaIndex | None = None
         self.delta_version = "none"
 
     def with_delta(self, delta: Delta) -> Engine:
         """Another engine on the same bundle and tower, which answers with `delta`; this one stays."""
         changed = copy.copy(self)
-        changed.delta = build_delta_index(delta, self.bundle)
-        changed.delta_version = delta.version
+        index = build_delta_index(delta, self.bundle)
+        changed.delta, changed.delta_version = index, delta.version
+        if index is not None:
+            changed._items = self._items.with_added(index.item_ids)
         return changed
 
     @property
@@ -133,6 +135,10 @@ class Engine:
         """Items that can be recalled."""
         gone = 0 if self.delta is None else len(self.delta.deleted_rows)
         return len(self.bundle.item_ids) + self.num_new_items - gone
+
+    def known(self, behaviours: StoredSequence) -> tuple[np.ndarray, np.ndarray]:
+        """The behaviours with items that the model knows.   -> item indices (N,), timestamps (N,), int64"""
+        return self._items.known(behaviours)
 
     def recall(self, requests: Collection[EngineRequest]) -> list[EngineAnswer | EngineFailedError]:
         """Answers in the order of the requests, or why there is none for one of them.
@@ -167,7 +173,6 @@ class Engine:
     ) -> list[EngineAnswer | EngineFailedError]:
         bundle, delta = self.bundle, self.delta
         watched = WatchedTower(tower, [request.deadline for request in requests])
-        item_ids = self._item_ids if delta is None else _OldAndNew(self._item_ids, delta)
         try:
             found = recall_sequences(
                 bundle.model,
@@ -189,27 +194,22 @@ class Engine:
         sound = (np.isfinite(found.score) == real).all(axis=1) & padded_last & watched.finite
         if not sound.all():
             logger.error("answers that are no numbers", extra={"of": int((~sound).sum()), **self._named()})
-        counts = np.minimum(real.sum(axis=1), [request.top_k for request in requests]).tolist()
-        answers: list[EngineAnswer | EngineFailedError] = []
-        rows = (found.item_index - 1).tolist()
-        each = zip(sound.tolist(), counts, rows, found.score.tolist(), strict=True)
-        for is_sound, count, of_user, scores in each:
-            if not is_sound:
-                answers.append(EngineFailedError("the model gave a score that is not a number"))
-                continue
-            answers.append(
-                EngineAnswer(
-                    item_ids=list(map(item_ids.__getitem__, of_user[:count])),
-                    scores=scores[:count],
-                    tower_seconds=found.tower_seconds,
-                    search_seconds=found.search_seconds,
-                    batch_size=len(requests),
-                    tower_cpu_seconds=found.tower_cpu_seconds,
-                    search_cpu_seconds=found.search_cpu_seconds,
-                    num_steps=num_steps,
-                )
+        counts = np.minimum(real.sum(axis=1), [request.top_k for request in requests]) * sound  # (B,)
+        listed = self._items.listed(found.item_index - 1, found.score, counts)
+        return [
+            EngineAnswer(
+                candidates=candidates,
+                tower_seconds=found.tower_seconds,
+                search_seconds=found.search_seconds,
+                batch_size=len(requests),
+                tower_cpu_seconds=found.tower_cpu_seconds,
+                search_cpu_seconds=found.search_cpu_seconds,
+                num_steps=num_steps,
             )
-        return answers
+            if is_sound
+            else EngineFailedError("the model gave a score that is not a number")
+            for is_sound, candidates in zip(sound.tolist(), listed, strict=True)
+        ]
 
     def _index_for(self, requests: Collection[EngineRequest]) -> AnnIndex:
         """The bundle's; one on other hosts has as long as somebody of the batch waits."""
@@ -238,18 +238,6 @@ class Engine:
                 patient._within_memory(batch, *level)
             size *= 2
         replay_canary(bundle.model, bundle.index, bundle.item_ids, bundle.canary, tower=self._canary_tower)
-
-
-class _OldAndNew:
-    """Item ids by row: the bundle's, then the delta's."""
-
-    def __init__(self, item_ids: Collection[str], delta: DeltaIndex) -> None:
-        self._item_ids = item_ids
-        self._new_ids = delta.item_ids
-        self._num_rows = delta.num_rows
-
-    def __getitem__(self, row: int) -> str:
-        return self._item_ids[row] if row < self._num_rows else self._new_ids[row - self._num_rows]
 
 
 def build_engine(
@@ -284,6 +272,7 @@ def build_engine(
         degradation=degradation,
         memory=memory,
         search_timeout_s=settings.milvus_timeout_ms / 1000,
+        items=BundleItems(bundle, native_items(bundle)),
     )
 
 

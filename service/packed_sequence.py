@@ -13,8 +13,10 @@ for the reader to check: a reply meant for somebody else is caught.
 
 from __future__ import annotations
 
+from functools import cached_property
 from hashlib import sha1
-from typing import NamedTuple
+
+from service.wire_format import count_behaviours, native_wire
 
 MAX_TIMESTAMP = 2**53 - 1
 """The largest integer that a Lua number holds exactly."""
@@ -24,11 +26,44 @@ MAX_VALUE_BYTES = (MAX_BEHAVIOURS + 1) * 4 * (128 + 6)
 """Of identifiers at most 128 characters long in UTF-8, and their timestamps; a larger value is not ours."""
 
 
-class StoredSequence(NamedTuple):
+class StoredSequence:
     """What Redis holds of one user, oldest first.   item_ids: (N,)   timestamps: (N,) unix seconds"""
 
-    item_ids: list[str]
-    timestamps: list[int]
+    def __init__(self, item_ids: list[str], timestamps: list[int]) -> None:
+        self.item_ids = item_ids
+        self.timestamps = timestamps
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StoredSequence):
+            return NotImplemented
+        return (self.item_ids, self.timestamps) == (other.item_ids, other.timestamps)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class PackedSequence(StoredSequence):
+    """One that was looked through and left packed: the lists are made for whoever asks.
+
+    value: as `wire_format.count_behaviours` counted it   count: N
+    """
+
+    def __init__(self, value: bytes, count: int) -> None:
+        self.value = value
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def item_ids(self) -> list[str]:  # type: ignore[override]
+        return self.value.decode().split("\n")[2::2]
+
+    @cached_property
+    def timestamps(self) -> list[int]:  # type: ignore[override]
+        return list(map(int, self.value.decode().split("\n")[1:-1:2]))
 
 
 class NotThisUserError(ValueError):
@@ -37,6 +72,14 @@ class NotThisUserError(ValueError):
 
 def unpack(value: bytes, user_id: str) -> StoredSequence:
     """Read a packed value. Raises NotThisUserError when it is not `user_id`'s or does not parse."""
+    wire = native_wire()
+    if wire is not None and (count := count_behaviours(wire, value, user_id)) is not None and _is_text(value):
+        return PackedSequence(value, count)
+    return unpack_in_python(value, user_id)
+
+
+def unpack_in_python(value: bytes, user_id: str) -> StoredSequence:
+    """The same without the library, which leaves to it what is not in the plainest form."""
     if value.count(b"\n") > 2 * MAX_BEHAVIOURS + 1:
         raise NotThisUserError("the stored value is longer than any sequence")
     try:
@@ -52,6 +95,13 @@ def unpack(value: bytes, user_id: str) -> StoredSequence:
     if timestamps and not (min(timestamps) >= 0 and max(timestamps) <= MAX_TIMESTAMP):
         raise NotThisUserError("the stored value has a timestamp out of range")
     return StoredSequence(item_ids, timestamps)
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        return value.isascii() or bool(value.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 READ_SCRIPT = """

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Collection
 from functools import partial
-from itertools import repeat
 
 import numpy as np
 
@@ -177,7 +176,7 @@ class RecallService:
             behaviours = await self._behaviours(request, deadline, timings)
             known, sequence = self.known_sequence(engine, behaviours)
             if sequence is None:
-                reason = "unknown_items" if behaviours.item_ids else "no_history"
+                reason = "unknown_items" if len(behaviours) else "no_history"
                 recalled = popular_answer(engine, request, behaviours, reason=reason, degraded=False)
             elif self.degradation.prefers_popular(self.in_flight.pressure):
                 recalled = popular_answer(engine, request, behaviours, reason="load", degraded=True)
@@ -250,7 +249,7 @@ class RecallService:
             return
         chosen = arms.comparisons(arm)
         if chosen:
-            answered = Answered(recalled.item_ids, recalled.scores, ask)
+            answered = Answered(recalled.candidates, ask)
             recalled.afterwards = partial(self.comparisons.begin, chosen, answered)
 
     async def _ask_when_idle(
@@ -298,12 +297,7 @@ class RecallService:
         self, engine: Engine, behaviours: StoredSequence
     ) -> tuple[np.ndarray, Sequence | None]:
         """The items of this bundle in it, and what the model can read of it: the latest of them."""
-        # One pass in C each: this runs for every request, over up to `sequence_max_length` behaviours.
-        found = list(map(engine.bundle.item_index_of.get, behaviours.item_ids, repeat(0)))
-        known, timestamp = np.array(found, np.int64), np.array(behaviours.timestamps, np.int64)  # (N,)
-        if 0 in found:
-            there = known > 0
-            known, timestamp = known[there], timestamp[there]
+        known, timestamp = engine.known(behaviours)
         if not len(known):
             return known, None
         now = int(time.time()) if self.settings.request_time == "now" else UNKNOWN_TIME
@@ -334,15 +328,14 @@ class RecallService:
             user_id=asked.user_id,
             bundle=engine.bundle.bundle_id,
             route=engine.bundle.model_name,
-            item_ids=answer.item_ids,
-            scores=answer.scores,
+            candidates=answer.candidates,
             batch_size=answer.batch_size,
             degraded=answer.num_steps is not None,
             reason=None if answer.num_steps is None else f"steps_{answer.num_steps}",
         )
 
     def _account(self, engine: Engine, request: RecallRequest, recalled: Recalled) -> None:
-        found = len(recalled.item_ids)
+        found = len(recalled.candidates)
         if found < request.top_k:
             recalled.shortfall = (
                 f"the catalogue has {engine.num_items} items, of which {found} are not excluded"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.candidate_list import CandidateList
 from service.trace import Timings
 
 POPULAR = "popular"
@@ -22,8 +23,7 @@ class Recalled:
     user_id: str
     bundle: str
     route: str
-    item_ids: list[str]
-    scores: list[float]
+    candidates: CandidateList
     degraded: bool = False
     reason: str | None = None
     shortfall: str | None = None
@@ -46,10 +46,7 @@ class Recalled:
             "bundle": self.bundle,
             "route": self.route,
             "degraded": self.degraded,
-            "candidates": [
-                {"item_id": item_id, "score": score}
-                for item_id, score in zip(self.item_ids, self.scores, strict=True)
-            ],
+            "candidates": self.candidates.document(),
         }
         if self.reason is not None:
             document["reason"] = self.reason

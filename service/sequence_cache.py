@@ -86,4 +86,4 @@ class SequenceCache:
 
 
 def _size(sequence: StoredSequence | None) -> int:
-    return 1 if sequence is None else 1 + len(sequence.item_ids)
+    return 1 if sequence is None else 1 + len(sequence)

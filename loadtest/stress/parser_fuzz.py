@@ -50,7 +50,7 @@ def targets() -> dict[str, tuple[Target, tuple[type[Exception], ...]]]:
     from service.body import deadline_of, parse
     from service.errors import ServiceError, render
     from service.middleware import RequestContext
-    from service.packed_sequence import NotThisUserError, unpack
+    from service.packed_sequence import NotThisUserError, unpack, unpack_in_python
 
     def body(schema: Any) -> Target:
         def check(data: bytes) -> None:
@@ -73,6 +73,12 @@ def targets() -> dict[str, tuple[Target, tuple[type[Exception], ...]]]:
     def deadline(data: bytes) -> object:
         return deadline_of(RequestContext("r", time.monotonic(), {b"x-deadline-ms": data}), 1000)
 
+    def stored(data: bytes) -> object:
+        read, plainly = unpack(data, "u"), unpack_in_python(data, "u")
+        if read != plainly:
+            raise AssertionError("the library and Python read it differently")
+        return read
+
     refused = (ServiceError,)
     wrong_json = (ValueError, KeyError, TypeError, IndexError, RuntimeError, ArithmeticError, AttributeError)
     return {
@@ -84,7 +90,10 @@ def targets() -> dict[str, tuple[Target, tuple[type[Exception], ...]]]:
         "item ids": (body(schemas.ITEM_IDS), refused),
         "rollback": (body(schemas.ROLLBACK), refused),
         "deadline": (deadline, refused),
-        "stored sequence": (lambda data: unpack(data, "u"), (NotThisUserError,)),
+        "stored sequence": (
+            lambda data: unpack(data, "u") == unpack_in_python(data, "u"),
+            (NotThisUserError,),
+        ),
         "delta": (decode_delta, (DeltaError,)),
         "sealed delta": (sealed_delta, (DeltaError,)),
         "manifest": (manifest, (BundleError,)),

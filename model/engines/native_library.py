@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.machinery
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 from model.engines.native_spec import ABI, NativeBatch, NativeSpec
+from model.native_file import REMEDY, native_file
 
 FOLDER = Path(__file__).parent
 NAME = "native_tower"
-REMEDY = "install a C++ compiler (g++ or clang++) and install this package again"
 
 
 class NativeLibrary:
@@ -51,8 +50,5 @@ class NativeLibrary:
 @functools.cache
 def native_library(folder: Path = FOLDER) -> NativeLibrary | None:
     """The library in `folder`, or None where none was built. Raises as `NativeLibrary`."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"{NAME}{suffix}"
-        if path.exists():
-            return NativeLibrary(path)
-    return None
+    path = native_file(folder, NAME)
+    return None if path is None else NativeLibrary(path)

@@ -21,9 +21,10 @@ from model.engines.exact import ExactTower
 from model.engines.fused import FusedTower
 from model.engines.gpu.gpu_tower import build_gpu_tower
 from model.engines.interface import EagerTower, TowerEngine
-from model.engines.native_library import FOLDER, REMEDY, NativeLibrary, native_library
+from model.engines.native_library import FOLDER, NativeLibrary, native_library
 from model.engines.native_spec import why_not
 from model.engines.plan import with_sampling
+from model.native_file import REMEDY
 from model.t2diff import T2Diff
 from model.two_tower import TwoTower
 

@@ -129,8 +129,10 @@ class _Console:
             "route": engine.bundle.model_name,
             "reason": None,
             "timings_ms": _milliseconds(seconds),
-            "candidates": candidate_rows(engine.bundle, found.item_ids, found.scores, behaviours),
-        } | _explained(engine, asked, behaviours, sequence, found.item_ids)
+            "candidates": candidate_rows(
+                engine.bundle, found.candidates.item_ids, found.candidates.scores, behaviours
+            ),
+        } | _explained(engine, asked, behaviours, sequence, found.candidates.item_ids)
 
     def _engine_that_answered(self, recalled: Recalled) -> Engine:
         """One of those that serve; the present one when it was swapped meanwhile."""
@@ -192,8 +194,10 @@ def _served(
         "arm": recalled.arm,
         "timings_ms": _milliseconds(recalled.timings),
         "batch_size": recalled.batch_size,
-        "candidates": candidate_rows(engine.bundle, recalled.item_ids, recalled.scores, behaviours),
-    } | _explained(engine, asked, behaviours, sequence, recalled.item_ids)
+        "candidates": candidate_rows(
+            engine.bundle, recalled.candidates.item_ids, recalled.candidates.scores, behaviours
+        ),
+    } | _explained(engine, asked, behaviours, sequence, recalled.candidates.item_ids)
 
 
 def _milliseconds(timings: Mapping[str, float]) -> dict[str, float]:

@@ -18,6 +18,7 @@ SERVICE_MAY_IMPORT = {
     "index_builder.candidates",
     "index_builder.delta",
     "index_builder.delta_index",
+    "index_builder.item_ids",
     "index_builder.milvus_access",
     "index_builder.publish",
     "index_builder.signature",
@@ -28,6 +29,7 @@ MODEL_INFERENCE_SIDE = {
     "model.batch",
     "model.engines.interface",
     "model.engines.tower_engine",
+    "model.native_file",
     "model.noise",
     "model.two_tower",
     "model.generation_trace",  # the console shows one

@@ -59,7 +59,9 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_everybody_is_answ
     tower.room = 5
     limited = Engine(engine.bundle, device="cpu", tower=tower, memory=BatchMemory())
     answers = limited.recall(asked(32))
-    assert [a.item_ids for a in answers] == [a.item_ids for a in engine.recall(asked(32))]
+    assert [a.candidates.item_ids for a in answers] == [
+        a.candidates.item_ids for a in engine.recall(asked(32))
+    ]
     assert tower.tried == [32, 16, 8, 4, 4, 4, 4, 4, 4, 4, 4]
     tower.tried.clear()
     limited.recall(asked(6))

@@ -130,7 +130,7 @@ def test_a_level_is_one_number_of_steps_for_the_whole_batch_by_ddim(
         sampled = {} if steps is None else {"num_inference_steps": steps, "sampler": "ddim"}
         values = ServiceSettings(bundles="", tower_engine="eager", **sampled)
         plain = build_engine(engine.bundle, device="cpu", settings=values).recall(asked(3))
-        assert [a.item_ids for a in answers] == [a.item_ids for a in plain]
+        assert [a.candidates.item_ids for a in answers] == [a.candidates.item_ids for a in plain]
 
 
 def test_a_level_never_takes_more_steps_than_set(engine: Engine, few_steps: tuple[int, ...]) -> None:

@@ -31,8 +31,8 @@ def test_answers_are_those_of_the_shared_recall_code_by_catalogue_id(engine: Eng
     found = recall_sequences(
         engine.bundle.model, engine.bundle.index, [asked.sequence], [request_key(3, "u")], top_k=10
     )
-    assert answer.item_ids == [f"i{item}" for item in found.item_index[0]]
-    assert answer.scores == pytest.approx(found.score[0].tolist())
+    assert answer.candidates.item_ids == [f"i{item}" for item in found.item_index[0]]
+    assert answer.candidates.scores == pytest.approx(found.score[0].tolist())
     assert answer.batch_size == 1
     assert answer.tower_seconds > 0
     assert answer.search_seconds > 0
@@ -48,9 +48,9 @@ def test_a_batch_of_mixed_lengths_and_sizes_equals_its_members_alone(engine: Eng
     together = engine.recall(asked)
     for one, answer in zip(asked, together, strict=True):
         alone = engine.recall([one])[0]
-        assert answer.item_ids == alone.item_ids
-        assert answer.scores == pytest.approx(alone.scores, abs=1e-5)
-    assert [len(answer.item_ids) for answer in together] == [60, 1, 11, 12]
+        assert answer.candidates.item_ids == alone.candidates.item_ids
+        assert answer.candidates.scores == pytest.approx(alone.candidates.scores, abs=1e-5)
+    assert [len(answer.candidates.item_ids) for answer in together] == [60, 1, 11, 12]
 
 
 def test_warm_up_accepts_the_bundle_as_built(engine: Engine) -> None:
@@ -85,7 +85,9 @@ def test_other_sampling_answers_otherwise_and_still_passes_the_canary(engine: En
     quick = build_engine(engine.bundle, device="cpu", settings=settings)
     quick.warm_up(2)
     asked = [request("u", [3, 7, 9], top_k=60)]
-    assert quick.recall(asked)[0].scores != pytest.approx(engine.recall(asked)[0].scores, rel=1e-4)
+    assert quick.recall(asked)[0].candidates.scores != pytest.approx(
+        engine.recall(asked)[0].candidates.scores, rel=1e-4
+    )
 
 
 def test_a_tower_engine_that_cannot_be_had_names_setting_value_and_remedy(engine: Engine) -> None:

@@ -151,7 +151,7 @@ async def test_a_request_keeps_the_engine_that_it_began_with(start: Any) -> None
     recalled = await task
     assert recalled.bundle == old.bundle.bundle_id
     assert recalled.route == "t2diff"
-    assert len(recalled.item_ids) == 57
+    assert len(recalled.candidates.item_ids) == 57
     assert "60 items" in recalled.shortfall
 
 
@@ -198,7 +198,7 @@ async def test_random_cancellation_inside_the_service_crosses_nobody(start: Any)
     async def recall(user: str) -> None:
         recalled = await service.recall(RecallRequest(user_id=user, top_k=10), Deadline(1e9))
         assert recalled.user_id == user
-        assert recalled.item_ids == expected[user]
+        assert recalled.candidates.item_ids == expected[user]
         outcomes["answered"] += 1
 
     for _ in range(25):
