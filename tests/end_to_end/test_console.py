@@ -170,7 +170,10 @@ def test_the_page_shows_a_user_live_figures_and_a_changed_answer(
     from selenium.webdriver.common.keys import Keys
 
     def texts(selector: str) -> list[str]:
-        return [found.text for found in browser.find_elements(By.CSS_SELECTOR, selector)]
+        """In one call: the page replaces its live figures, and what was found may be gone when it is read."""
+        script = "return Array.from(document.querySelectorAll(arguments[0]), found => found.innerText.trim())"
+        found: list[str] = browser.execute_script(script, selector)
+        return found
 
     def eventually(check: Any) -> None:
         give_up = time.monotonic() + 30
