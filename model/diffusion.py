@@ -90,3 +90,10 @@ def strided_steps(num_steps: int, num_visited: int) -> list[int]:
     if not 1 <= num_visited <= num_steps:
         raise ValueError(f"the number of visited steps must be in 1..{num_steps}, got {num_visited}")
     return [round(num_steps * (num_visited - index) / num_visited) for index in range(num_visited)]
+
+
+def training_steps(num_steps: int, num_visited: int) -> list[int]:
+    """The steps that make x̂ in training: one jump from T, or several, the last being that of serving."""
+    if num_visited == 1:
+        return [num_steps]
+    return [round(num_steps - (num_steps - 1) * index / (num_visited - 1)) for index in range(num_visited)]

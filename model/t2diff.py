@@ -16,7 +16,7 @@ from torch import nn
 
 from model.batch import UNKNOWN_TIME, SequenceBatch
 from model.batch_part import draw_rows
-from model.diffusion import diffuse, reverse, sample_steps, strided_steps
+from model.diffusion import diffuse, reverse, sample_steps, strided_steps, training_steps
 from model.drift import apply_drift, prepare_drift, slice_positions
 from model.dropout import Dropout
 from model.losses import kl_loss, sample_negatives, sampled_tower_loss, tower_loss
@@ -98,8 +98,7 @@ class T2Diff(TwoTower):
         else:
             each = sequence.repeat_interleave(self.num_routes, dim=0)  # (B * R, N, D)
             mask = batch.mask.repeat_interleave(self.num_routes, dim=0)
-            num_visited = self.config.num_inference_steps or self.config.num_steps
-            predicted_next = self.generate_next(each, mask, num_visited=num_visited, noise=noise)
+            predicted_next = self.generate_next(each, mask, steps=self.serving_steps(), noise=noise)
             intent = slice_positions(predicted_next, positions.reshape(-1, 1)).view(*positions.shape, -1)
         return self.attend(batch, sequence, intent, positions)
 
@@ -135,16 +134,28 @@ class T2Diff(TwoTower):
         """
         return self.norm_item(self.item_table(item_index))
 
+    def serving_steps(self) -> list[int]:
+        """The steps of the reverse process that a request visits."""
+        config = self.config
+        return strided_steps(config.num_steps, config.num_inference_steps or config.num_steps)
+
     def generate_next(
-        self, sequence: torch.Tensor, mask: torch.Tensor, *, num_visited: int, noise: Noise | None
+        self, sequence: torch.Tensor, mask: torch.Tensor, *, steps: list[int], noise: Noise | None
     ) -> torch.Tensor:
-        """x̂ after every position, by reverse diffusion from noise (Algorithm 2).   -> (B, N, D)"""
+        """x̂ after every position, by reverse diffusion from noise (Algorithm 2); `steps` are visited.
+
+        A gradient goes through the last step alone: the chain before it is what that step is given.
+        -> (B, N, D)
+        """
         noise = noise or fresh_noise(sequence.shape, sequence.device)
+        left = len(steps)
 
         def approximate(drift: torch.Tensor, condition: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-            return self.predict_drift(drift, condition, step, mask)
+            nonlocal left
+            left -= 1
+            with torch.set_grad_enabled(torch.is_grad_enabled() and left == 0):
+                return self.predict_drift(drift, condition, step, mask)
 
-        steps = strided_steps(self.config.num_steps, num_visited)
         drift = reverse(
             approximate, sequence, noise, schedule=self.schedule, steps=steps, sampler=self.config.sampler
         )
@@ -232,7 +243,7 @@ class T2Diff(TwoTower):
                 each = self._routes(sequence).flatten(0, 1)
                 mask = batch.mask.repeat_interleave(config.num_routes, dim=0)
                 predicted_next = self.generate_next(
-                    each, mask, num_visited=config.num_training_steps, noise=None
+                    each, mask, steps=training_steps(config.num_steps, config.num_training_steps), noise=None
                 ).unflatten(0, (-1, config.num_routes))
         if config.intent_loss_weight:
             loss = loss + config.intent_loss_weight * self._intent_loss(predicted_next, batch)

@@ -36,7 +36,7 @@ class T2DiffConfig:
     drift_scale: float = 0.1  # what the drift is multiplied by before noise of variance 1 is added
     kl_weight: float = 1.0  # λ
     intent_loss_weight: float = 0.0  # of the softmax over items that x̂ itself is asked for
-    tower_gradient: bool = False  # let L_TOWER train the U-Net through x̂
+    tower_gradient: bool = False  # let L_TOWER train the U-Net through the last of them
     unet_channels: tuple[int, int, int] = (32, 48, 48)
     unet_step_channels: int = 32
     unet_padding: Padding = "causal"

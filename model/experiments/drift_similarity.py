@@ -60,7 +60,7 @@ def _predictions(
     predictions: list[torch.Tensor] = []
     watch = model.unet.register_forward_hook(lambda unet, inputs, output: predictions.append(output))
     try:
-        model.generate_next(sequence, mask, num_visited=model.num_steps, noise=noise)
+        model.generate_next(sequence, mask, steps=list(range(model.num_steps, 0, -1)), noise=noise)
     finally:
         watch.remove()
     return predictions

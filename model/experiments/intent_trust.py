@@ -32,7 +32,6 @@ def intent_trust(
     items = model.item_embeddings()
     generator = torch.Generator(device=device).manual_seed(seed)
     rng = np.random.default_rng(seed)
-    num_visited = model.config.num_inference_steps or model.num_steps
     ranks: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
     chosen = np.linspace(0, len(questions) - 1, min(max_questions, len(questions))).astype(int)
     for part in np.array_split(chosen, max(1, len(chosen) // 128)):
@@ -44,7 +43,7 @@ def intent_trust(
         handed = {
             "truth": model.embed(target)[:, None].expand_as(sequence),
             "random": model.embed(other)[:, None].expand_as(sequence),
-            "generated": model.generate_next(sequence, batch.mask, num_visited=num_visited, noise=noise),
+            "generated": model.generate_next(sequence, batch.mask, steps=model.serving_steps(), noise=noise),
         }
         for kind, predicted_next in handed.items():
             last = (batch.length - 1)[:, None]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from model.diffusion import diffuse, reverse, reverse_step, sample_steps, strided_steps
+from model.diffusion import diffuse, reverse, reverse_step, sample_steps, strided_steps, training_steps
 from model.drift import apply_drift, prepare_drift, slice_positions
 from model.noise_schedule import NoiseSchedule
 
@@ -100,6 +100,13 @@ def test_reverse_asks_for_the_noise_of_each_step_once() -> None:
 def test_steps_are_drawn_from_one_to_t() -> None:
     steps = sample_steps(2_000, 5, torch.device("cpu"))
     assert steps.unique().tolist() == [1, 2, 3, 4, 5]
+
+
+def test_training_ends_with_the_step_that_serving_ends_with() -> None:
+    assert training_steps(50, 1) == [50]
+    assert training_steps(50, 2) == [50, 1]
+    assert training_steps(50, 5) == [50, 38, 26, 13, 1]
+    assert training_steps(4, 4) == [4, 3, 2, 1]
 
 
 def test_strided_steps_start_at_t_and_descend() -> None:

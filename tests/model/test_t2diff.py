@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from model.batch import UNKNOWN_TIME, Sequence, SequenceBatch, collate
+from model.diffusion import training_steps
 from model.noise import Noise, request_noise, route_keys
 from model.registry import MODELS, build_model
 from model.t2diff import T2Diff
@@ -97,7 +98,7 @@ def test_dense_training_computes_what_serving_the_cut_sequence_would(settings: d
     batch = collate([whole], max_length=6)
     noise = request_noise([9], 6, 8)
     sequence = model.embed(batch.item_index)
-    predicted = model.generate_next(sequence, batch.mask, num_visited=4, noise=noise)
+    predicted = model.generate_next(sequence, batch.mask, steps=[4, 3, 2, 1], noise=noise)
     dense = model.attend(batch, sequence, predicted, torch.arange(6)[None])
     for length in range(1, 7):
         cut = Sequence(whole.item_index[:length], whole.timestamp[:length], 1_000 + 60 * length)
@@ -211,6 +212,19 @@ def test_what_else_may_train_the_generator(settings: dict[str, Any], learns: boo
     model.training_loss(_with_targets(collate(_sequences([6, 3]), max_length=6))).backward()
     learned = any(bool((p.grad != 0).any()) for p in model.unet.parameters() if p.grad is not None)
     assert learned == learns
+
+
+@pytest.mark.parametrize("num_training_steps", [1, 3])
+def test_the_tower_trains_the_generator_through_its_last_step(num_training_steps: int) -> None:
+    model = _model(tower_gradient=True, num_training_steps=num_training_steps)
+    passes: list[tuple[int, bool]] = []
+    model.unet.register_forward_hook(
+        lambda unet, inputs, output: passes.append((int(inputs[2].max()), output.requires_grad))
+    )
+    model.training_loss(_with_targets(collate(_sequences([6, 3]), max_length=6)))
+    _, *chain = passes  # the first one is for L_KL
+    steps = training_steps(model.num_steps, num_training_steps)
+    assert chain == [(step, step == steps[-1]) for step in steps]
 
 
 def test_the_intent_loss_does_not_move_the_items() -> None:

@@ -35,7 +35,7 @@ def test_ddim_draws_noise_once() -> None:
         return torch.zeros(1, 4, 16)
 
     mask = torch.ones(1, 4, dtype=torch.bool)
-    model.generate_next(torch.zeros(1, 4, 16), mask, num_visited=6, noise=noise)
+    model.generate_next(torch.zeros(1, 4, 16), mask, steps=[6, 5, 4, 3, 2, 1], noise=noise)
     assert asked == [6]
 
 
