@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 from index_builder.faiss_library import faiss
 from index_builder.search_groups import MAX_FETCH_CPU
-from model.native_file import REMEDY, native_file
+from model.native_file import open_if_usable
 from model.two_tower import Metric
 
 FOLDER = Path(__file__).parent
@@ -26,7 +25,6 @@ NAME = "native_search"
 
 _ABI = 2
 _BLOCK_ITEMS = 32
-_LOGGER = logging.getLogger(__name__)
 
 
 class _Spec(Structure):
@@ -58,18 +56,7 @@ class _Batch(Structure):
 @functools.cache
 def native_library(folder: Path = FOLDER) -> Any | None:
     """The library in `folder`; None, with a warning, where none was built or it cannot be used here."""
-    path = native_file(folder, NAME)
-    if path is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(path))
-        if library.t2_lists_abi() == _ABI:
-            return _declared(library)
-        reason = "it was built from other sources"
-    except (OSError, AttributeError) as error:
-        reason = str(error)
-    _LOGGER.warning("%s is not used, FAISS and torch search instead: %s; %s", path, reason, REMEDY)
-    return None
+    return open_if_usable(folder, NAME, _opened, instead="FAISS and torch search")
 
 
 def native_variants(library: Any) -> list[str]:
@@ -159,7 +146,10 @@ class NativeLists:
         return np.packbits(allowed, bitorder="little")
 
 
-def _declared(library: Any) -> Any:
+def _opened(path: Path) -> Any:
+    library = ctypes.CDLL(str(path))
+    if library.t2_lists_abi() != _ABI:
+        raise ValueError("it was built from other sources")
     library.t2_lists_variants.restype = c_char_p
     library.t2_lists_create.restype = c_void_p
     library.t2_lists_create.argtypes = [c_char_p, POINTER(_Spec)]

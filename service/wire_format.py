@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_char_p, c_int64, c_uint32, c_void_p
 from itertools import pairwise
@@ -19,15 +18,13 @@ import numpy as np
 
 from index_builder.bundle import Bundle
 from index_builder.item_ids import Vocabulary
-from model.native_file import REMEDY, native_file
+from model.native_file import open_if_usable
 
 FOLDER = Path(__file__).parent
 NAME = "native_wire"
 _ABI = 1
 _BYTES_PER_CANDIDATE = 64
 """At first: braces, names, a score and an id of 20 bytes."""
-
-logger = logging.getLogger("t2diff.engine")
 
 
 class _Ids(Structure):
@@ -62,9 +59,10 @@ class Wire:
     """The library's functions. The brief ones keep Python's lock: to get it back would take longer."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError or AttributeError when `path` is no such library."""
+        """Raises OSError, AttributeError or ValueError when `path` is no such library."""
         brief, library = ctypes.PyDLL(str(path)), ctypes.CDLL(str(path))
-        self.abi: int = brief.t2_wire_abi()
+        if brief.t2_wire_abi() != _ABI:
+            raise ValueError("it was built from other sources")
         self.count = brief.t2_wire_count
         self.count.restype, self.count.argtypes = c_int64, [c_char_p, c_int64, c_char_p, c_int64]
         self.known = brief.t2_wire_known
@@ -78,18 +76,7 @@ class Wire:
 @functools.cache
 def native_wire(folder: Path = FOLDER) -> Wire | None:
     """The library in `folder`; None, with a warning, where none was built or it cannot be used here."""
-    path = native_file(folder, NAME)
-    if path is None:
-        return None
-    try:
-        wire = Wire(path)
-        if wire.abi == _ABI:
-            return wire
-        reason = "it was built from other sources"
-    except (OSError, AttributeError) as error:
-        reason = str(error)
-    logger.warning("%s is not used, Python reads and writes instead: %s; %s", path, reason, REMEDY)
-    return None
+    return open_if_usable(folder, NAME, Wire, instead="Python reads and writes")
 
 
 def count_behaviours(wire: Wire, value: bytes, owner: str) -> int | None:

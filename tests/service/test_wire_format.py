@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from index_builder.item_ids import read_item_ids, write_item_ids
 from index_builder.item_rows import ItemRows
+from model.native_file import native_file
+from service import wire_format
 from service.bundle_items import BundleItems
 from service.engine import Engine
 from service.packed_sequence import (
@@ -210,3 +212,11 @@ def test_a_library_that_is_none_is_not_used_and_that_is_said(
     with caplog.at_level(logging.WARNING):
         assert native_wire(broken) is None
     assert "native_wire.so is not used, Python reads and writes instead" in caplog.text
+
+
+def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = native_file(wire_format.FOLDER, wire_format.NAME)
+    assert path is not None
+    monkeypatch.setattr(wire_format, "_ABI", 0)
+    with pytest.raises(ValueError, match="built from other sources"):
+        wire_format.Wire(path)
