@@ -60,9 +60,21 @@ def prometheus(service: Any, tmp_path_factory: Any) -> Iterator[str]:
         stdout=subprocess.DEVNULL, stderr=(folder / "log").open("w"),
     ) as process:  # fmt: skip
         try:
+            give_up = time.monotonic() + 60
+            while not is_ready(f"http://{address}"):
+                assert time.monotonic() < give_up, (folder / "log").read_text()
+                time.sleep(0.05)
             yield f"http://{address}"
         finally:
             process.terminate()
+
+
+def is_ready(prometheus: str) -> bool:
+    """It listens before it can answer a query: 503 until its storage is open."""
+    try:
+        return httpx.get(f"{prometheus}/-/ready").is_success
+    except httpx.TransportError:
+        return False
 
 
 def asked(prometheus: str, expression: str) -> list[dict[str, Any]]:
@@ -89,10 +101,7 @@ def test_no_panel_is_empty_while_requests_flow_and_no_alert_fires(service: Any, 
             for user in range(20):
                 client.post("/recall", json={"user_id": f"u{user}", "sequence": sequence, "top_k": 5})
             client.post("/events", json={"user_id": "u1", "item_id": "i1"})
-            try:
-                empty = {name for name in empty if not asked(prometheus, expressions[name])}
-            except httpx.TransportError:
-                time.sleep(0.1)  # it is starting
+            empty = {name for name in empty if not asked(prometheus, expressions[name])}
     assert not empty
     firing = asked(prometheus, 'ALERTS{alertstate="firing"}')
     assert [alert["metric"]["alertname"] for alert in firing] == []
