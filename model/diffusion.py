@@ -86,14 +86,12 @@ def reverse(
 
 
 def strided_steps(num_steps: int, num_visited: int) -> list[int]:
-    """`num_visited` of the steps T..1, evenly spread and starting at T."""
+    """`num_visited` of the steps T..1, evenly spread from T to 1; a single one is T.
+
+    Ending at step 1 lets a model that was trained through few steps be served with more or fewer.
+    """
     if not 1 <= num_visited <= num_steps:
         raise ValueError(f"the number of visited steps must be in 1..{num_steps}, got {num_visited}")
-    return [round(num_steps * (num_visited - index) / num_visited) for index in range(num_visited)]
-
-
-def training_steps(num_steps: int, num_visited: int) -> list[int]:
-    """The steps that make x̂ in training: one jump from T, or several, the last being that of serving."""
     if num_visited == 1:
         return [num_steps]
     return [round(num_steps - (num_steps - 1) * index / (num_visited - 1)) for index in range(num_visited)]

@@ -16,7 +16,7 @@ from torch import nn
 
 from model.batch import UNKNOWN_TIME, SequenceBatch
 from model.batch_part import draw_rows
-from model.diffusion import diffuse, reverse, sample_steps, strided_steps, training_steps
+from model.diffusion import diffuse, reverse, sample_steps, strided_steps
 from model.drift import apply_drift, prepare_drift, slice_positions
 from model.dropout import Dropout
 from model.losses import kl_loss, sample_negatives, sampled_tower_loss, tower_loss
@@ -243,7 +243,7 @@ class T2Diff(TwoTower):
                 each = self._routes(sequence).flatten(0, 1)
                 mask = batch.mask.repeat_interleave(config.num_routes, dim=0)
                 predicted_next = self.generate_next(
-                    each, mask, steps=training_steps(config.num_steps, config.num_training_steps), noise=None
+                    each, mask, steps=strided_steps(config.num_steps, config.num_training_steps), noise=None
                 ).unflatten(0, (-1, config.num_routes))
         if config.intent_loss_weight:
             loss = loss + config.intent_loss_weight * self._intent_loss(predicted_next, batch)

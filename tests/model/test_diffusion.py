@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from model.diffusion import diffuse, reverse, reverse_step, sample_steps, strided_steps, training_steps
+from model.diffusion import diffuse, reverse, reverse_step, sample_steps, strided_steps
 from model.drift import apply_drift, prepare_drift, slice_positions
 from model.noise_schedule import NoiseSchedule
 
@@ -102,16 +102,10 @@ def test_steps_are_drawn_from_one_to_t() -> None:
     assert steps.unique().tolist() == [1, 2, 3, 4, 5]
 
 
-def test_training_ends_with_the_step_that_serving_ends_with() -> None:
-    assert training_steps(50, 1) == [50]
-    assert training_steps(50, 2) == [50, 1]
-    assert training_steps(50, 5) == [50, 38, 26, 13, 1]
-    assert training_steps(4, 4) == [4, 3, 2, 1]
-
-
-def test_strided_steps_start_at_t_and_descend() -> None:
-    assert strided_steps(50, 5) == [50, 40, 30, 20, 10]
+def test_strided_steps_go_from_t_to_one() -> None:
     assert strided_steps(50, 1) == [50]
+    assert strided_steps(50, 2) == [50, 1]
+    assert strided_steps(50, 5) == [50, 38, 26, 13, 1]
     assert strided_steps(4, 4) == [4, 3, 2, 1]
     with pytest.raises(ValueError, match=r"1\.\.50, got 51"):
         strided_steps(50, 51)

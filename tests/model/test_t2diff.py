@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.batch import UNKNOWN_TIME, Sequence, SequenceBatch, collate
-from model.diffusion import training_steps
+from model.diffusion import strided_steps
 from model.noise import Noise, request_noise, route_keys
 from model.registry import MODELS, build_model
 from model.t2diff import T2Diff
@@ -223,7 +223,7 @@ def test_the_tower_trains_the_generator_through_its_last_step(num_training_steps
     )
     model.training_loss(_with_targets(collate(_sequences([6, 3]), max_length=6)))
     _, *chain = passes  # the first one is for L_KL
-    steps = training_steps(model.num_steps, num_training_steps)
+    steps = strided_steps(model.num_steps, num_training_steps)
     assert chain == [(step, step == steps[-1]) for step in steps]
 
 
