@@ -107,7 +107,7 @@ class T2Diff(TwoTower):
         return self.item_table.weight[1:]
 
     def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
-        """L_TOTAL = L_TOWER + λ·L_KL (Eq. 25); without `tower_gradient` their gradients never meet."""
+        """L_TOTAL = L_TOWER + λ·L_KL (Eq. 25); where they meet, `tower_gradient` says."""
         assert batch.target is not None
         sequence = self.embed(batch.item_index)
         predicted_next, generator_loss = self._train_generator(batch, sequence.detach())
@@ -138,6 +138,11 @@ class T2Diff(TwoTower):
         """The steps of the reverse process that a request visits."""
         config = self.config
         return strided_steps(config.num_steps, config.num_inference_steps or config.num_steps)
+
+    def training_steps(self) -> list[int]:
+        """The few steps that make x̂ in training, the last being the one that serving ends with."""
+        config = self.config
+        return strided_steps(config.num_steps, min(config.num_training_steps, config.num_steps))
 
     def generate_next(
         self, sequence: torch.Tensor, mask: torch.Tensor, *, steps: list[int], noise: Noise | None
@@ -243,7 +248,7 @@ class T2Diff(TwoTower):
                 each = self._routes(sequence).flatten(0, 1)
                 mask = batch.mask.repeat_interleave(config.num_routes, dim=0)
                 predicted_next = self.generate_next(
-                    each, mask, steps=strided_steps(config.num_steps, config.num_training_steps), noise=None
+                    each, mask, steps=self.training_steps(), noise=None
                 ).unflatten(0, (-1, config.num_routes))
         if config.intent_loss_weight:
             loss = loss + config.intent_loss_weight * self._intent_loss(predicted_next, batch)

@@ -31,12 +31,12 @@ class T2DiffConfig:
     sampler: Sampler = "ddpm"  # ddim: noise only at the start
     predicted_next: PredictedNext = "generated"
     num_routes: int = 1  # R draws of x̂, each a user embedding
-    num_training_steps: int = 1  # reverse steps that make x̂ while training
+    num_training_steps: int = 5  # reverse steps that make x̂ while training; all, where T has fewer
     drift_preparation: bool = True  # diffuse drifts (Eq. 11); without it the behaviours themselves
     drift_scale: float = 0.1  # what the drift is multiplied by before noise of variance 1 is added
     kl_weight: float = 1.0  # λ
     intent_loss_weight: float = 0.0  # of the softmax over items that x̂ itself is asked for
-    tower_gradient: bool = False  # let L_TOWER train the U-Net through the last of them
+    tower_gradient: bool = True  # let L_TOWER train the U-Net through the last of them
     unet_channels: tuple[int, int, int] = (32, 48, 48)
     unet_step_channels: int = 32
     unet_padding: Padding = "causal"
@@ -73,11 +73,11 @@ class T2DiffConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_training_steps", "num_inference_steps"):
-            if (getattr(self, name) or 1) > self.num_steps:
-                raise ValueError(
-                    f"{name} must be at most num_steps = {self.num_steps}, got {getattr(self, name)}"
-                )
+        if (self.num_inference_steps or 1) > self.num_steps:
+            raise ValueError(
+                "num_inference_steps must be at most num_steps = "
+                f"{self.num_steps}, got {self.num_inference_steps}"
+            )
         if self.embedding_dim % 4 or self.embedding_dim % self.num_heads:
             raise ValueError(
                 f"embedding_dim must be a multiple of 4 and of num_heads ({self.num_heads}), "

@@ -78,8 +78,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "session_20": Variant({"session_length": 20}),
         # ideas beyond the paper
         "intent_loss": Variant({"intent_loss_weight": 0.5}),
-        "tower_gradient": Variant({"tower_gradient": True}),
-        "training_steps_5": Variant({"num_training_steps": 5}),
+        "detached": Variant({"tower_gradient": False, "num_training_steps": 1}),  # the U-Net for L_KL alone
         "wide_unet": Variant({"unet_channels": (64, 96, 96)}),
         "routes_4": Variant({"num_routes": 4}),
         "routes_8": Variant({"num_routes": 8}),

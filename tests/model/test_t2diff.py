@@ -27,7 +27,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"drift_preparation": False},
     {"history_attention": "multi_head"},
     {"intent_loss_weight": 0.5},
-    {"tower_gradient": True},
+    {"tower_gradient": False, "num_training_steps": 1},
     {"num_routes": 3},
     {"num_routes": 2, "intent_loss_weight": 0.5, "max_full_softmax_items": 5, "num_negatives": 64},
     {"max_full_softmax_items": 5, "num_negatives": 64},
@@ -123,12 +123,13 @@ def test_overfits_one_batch() -> None:
     assert (scores.argmax(dim=1) + 1).tolist() == [3, 9, 12, 25]
 
 
-def test_gradients_of_diffusion_and_tower_never_meet() -> None:
-    """Eq. 25's stop-gradient: without L_KL the U-Net learns nothing, with it the rest is unmoved."""
+@pytest.mark.parametrize("tower_gradient", [False, True])
+def test_where_gradients_of_diffusion_and_tower_meet(tower_gradient: bool) -> None:
+    """Eq. 25's stop-gradients: L_KL moves the U-Net alone, and L_TOWER moves it only where asked."""
     batch = _with_targets(collate(_sequences([6, 3]), max_length=6))
 
     def gradients(kl_weight: float) -> dict[str, torch.Tensor]:
-        model = _model(kl_weight=kl_weight)
+        model = _model(kl_weight=kl_weight, tower_gradient=tower_gradient)
         torch.manual_seed(1)
         model.training_loss(batch).backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -136,7 +137,7 @@ def test_gradients_of_diffusion_and_tower_never_meet() -> None:
     without, with_kl = gradients(0.0), gradients(5.0)
     for name in with_kl:
         if name.startswith("unet"):
-            assert bool((without[name] == 0).all())
+            assert bool((without[name] != 0).any()) == tower_gradient
         else:
             assert torch.allclose(without[name], with_kl[name], atol=1e-6)
     assert any(bool((with_kl[name] != 0).any()) for name in with_kl if name.startswith("unet"))
@@ -200,9 +201,9 @@ def test_the_regressor_draws_no_noise() -> None:
 @pytest.mark.parametrize(
     ("settings", "learns"),
     [
-        ({}, False),
-        ({"tower_gradient": True}, True),
-        ({"intent_loss_weight": 1.0}, True),
+        ({"tower_gradient": False}, False),
+        ({}, True),
+        ({"tower_gradient": False, "intent_loss_weight": 1.0}, True),
     ],
     ids=str,
 )
@@ -216,7 +217,7 @@ def test_what_else_may_train_the_generator(settings: dict[str, Any], learns: boo
 
 @pytest.mark.parametrize("num_training_steps", [1, 3])
 def test_the_tower_trains_the_generator_through_its_last_step(num_training_steps: int) -> None:
-    model = _model(tower_gradient=True, num_training_steps=num_training_steps)
+    model = _model(num_training_steps=num_training_steps)
     passes: list[tuple[int, bool]] = []
     model.unet.register_forward_hook(
         lambda unet, inputs, output: passes.append((int(inputs[2].max()), output.requires_grad))
