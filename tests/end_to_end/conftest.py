@@ -6,12 +6,10 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import pytest
 
 from index_builder.publish import Store
 from loadtest.stress.forked import ForkedProcess
-from service.embedded_redis import find_redis_server
+from loadtest.stress.redis_process import RedisProcess
 from tests import forked
 from tests.redis_cluster import ClusterProcesses
 from tests.replicas import Replicas
@@ -185,53 +183,11 @@ def one_process(request: pytest.FixtureRequest) -> None:
         pytest.skip("about one process")
 
 
-class OwnRedis:
-    """A redis-server of the caller's own, over TCP."""
-
-    def __init__(self, folder: Path) -> None:
-        with closing(socket.socket()) as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = folder
-        self.start()
-
-    def start(self) -> None:
-        arguments = [
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            str(self._folder),
-            "--save",
-            "",
-            "--appendonly",
-            "yes",
-        ]
-        self.process = subprocess.Popen([find_redis_server(), *arguments], stdout=subprocess.DEVNULL)
-        give_up = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
-            except OSError:
-                assert time.monotonic() < give_up, "redis-server did not start"
-                time.sleep(0.02)
-
-    def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.process.pid, signal.SIGCONT)
-        self.process.kill()
-        self.process.wait(10)
-
-
 @pytest.fixture(scope="module")
-def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]:
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     """Somebody's own Redis."""
-    redis = OwnRedis(tmp_path_factory.mktemp("own-redis"))
-    yield redis
-    redis.kill()
+    with RedisProcess(tmp_path_factory.mktemp("own-redis"), "--appendonly", "yes") as redis:
+        yield redis
 
 
 @pytest.fixture

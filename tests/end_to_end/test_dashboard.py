@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pytest
 import yaml
 
 from index_builder.publish import Store
+from loadtest.stress.redis_process import free_port
 from tests.untrained import build_untrained
 
 pytestmark = pytest.mark.skipif(
@@ -51,9 +50,7 @@ def prometheus(service: Any, tmp_path_factory: Any) -> Iterator[str]:
     config["scrape_configs"][0]["static_configs"] = [{"targets": [service.admin_url.removeprefix("http://")]}]
     shutil.copy(DEPLOY / "prometheus" / "alerts.yml", folder)
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     flags = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     with subprocess.Popen(
         ["prometheus", *flags, f"--web.listen-address={address}"],

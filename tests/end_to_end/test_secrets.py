@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +14,7 @@ import httpx
 import pytest
 import redis
 
-from service.embedded_redis import find_redis_server
+from loadtest.stress.redis_process import RedisProcess
 
 SECRET = "canary5ecret"
 HEADERS = {
@@ -31,45 +28,25 @@ EVENTS = [{"user_id": SECRET, "item_id": item, "timestamp": n} for n, item in en
 ASKED = {"user_id": SECRET, "top_k": 3, "exclude_item_ids": [SECRET]}
 
 
-class PasswordRedis:
+def knowing(server: RedisProcess) -> redis.Redis:
+    """A client that may do anything there."""
+    return redis.Redis(port=server.port, username=SECRET, password=SECRET)
+
+
+@pytest.fixture(scope="module")
+def password_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     """A redis-server that wants the secret as its password."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"redis://{SECRET}:{SECRET}@127.0.0.1:{self.port}/0"
-        command = [find_redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        command += ["--dir", str(folder), "--requirepass", SECRET]
-        command += ["--user", SECRET, "on", f">{SECRET}", "~*", "+@all"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        give_up = time.monotonic() + 20
-        while True:
-            try:
-                assert self.client().ping()
-                return
-            except redis.ConnectionError:
-                assert time.monotonic() < give_up, "redis-server did not start"
-                time.sleep(0.02)
-
-    def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, username=SECRET, password=SECRET)
+    entrance = ["--requirepass", SECRET, "--user", SECRET, "on", f">{SECRET}", "~*", "+@all"]
+    with RedisProcess(tmp_path_factory.mktemp("redis"), *entrance) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def password_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PasswordRedis]:
-    server = PasswordRedis(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.process.kill()
-    server.process.wait(10)
-
-
-@pytest.fixture(scope="module")
-def talkative(serve: Any, tiny_bundles: Path, password_redis: PasswordRedis) -> Any:
+def talkative(serve: Any, tiny_bundles: Path, password_redis: RedisProcess) -> Any:
     """Everything is logged that can be."""
     return serve(
         tiny_bundles,
-        redis_url=password_redis.url,
+        redis_url=f"redis://{SECRET}:{SECRET}@127.0.0.1:{password_redis.port}/0",
         log_level="debug",
         log_requests="all",
         header_timeout_s=0.5,
@@ -115,18 +92,18 @@ def send_raw(served: Any) -> None:
             connection.recv(4096)
 
 
-def no_failure(served: Any, server: PasswordRedis) -> None:
+def no_failure(served: Any, server: RedisProcess) -> None:
     assert ask(served) == 200
 
 
-def stopped_redis(served: Any, server: PasswordRedis) -> None:
-    os.kill(server.process.pid, signal.SIGSTOP)
+def stopped_redis(served: Any, server: RedisProcess) -> None:
+    server.stop()
     assert ask(served) == 503
-    os.kill(server.process.pid, signal.SIGCONT)
+    server.go_on()
 
 
-def hostile_redis(served: Any, server: PasswordRedis) -> None:
-    with server.client() as client:
+def hostile_redis(served: Any, server: RedisProcess) -> None:
+    with knowing(server) as client:
         client.set(f"t2diff:seq1:{SECRET}", f"{SECRET}-other\n{SECRET}\n{SECRET}\n")
         ask(served)
         client.delete(f"t2diff:seq1:{SECRET}")
@@ -134,7 +111,7 @@ def hostile_redis(served: Any, server: PasswordRedis) -> None:
         ask(served)
 
 
-def refused_by_redis(served: Any, server: PasswordRedis) -> None:
+def refused_by_redis(served: Any, server: RedisProcess) -> None:
     """It forgets the password's user: every command and every new connection is refused."""
     with redis.Redis(port=server.port, password=SECRET) as client:
         client.execute_command("ACL", "SETUSER", SECRET, "off")
@@ -143,13 +120,12 @@ def refused_by_redis(served: Any, server: PasswordRedis) -> None:
         client.execute_command("ACL", "SETUSER", SECRET, "on")
 
 
-def dead_redis(served: Any, server: PasswordRedis) -> None:
-    server.process.kill()
-    server.process.wait(10)
+def dead_redis(served: Any, server: RedisProcess) -> None:
+    server.kill()
     assert ask(served) == 503
 
 
-FAILURES: dict[str, Callable[[Any, PasswordRedis], None]] = {
+FAILURES: dict[str, Callable[[Any, RedisProcess], None]] = {
     "none": no_failure,
     "broken HTTP": lambda served, server: send_raw(served),
     "Redis stopped": stopped_redis,
@@ -160,9 +136,7 @@ FAILURES: dict[str, Callable[[Any, PasswordRedis], None]] = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_planted_secret_is_in_no_output(
-    talkative: Any, password_redis: PasswordRedis, failure: str
-) -> None:
+def test_a_planted_secret_is_in_no_output(talkative: Any, password_redis: RedisProcess, failure: str) -> None:
     FAILURES[failure](talkative, password_redis)
     with talkative.client() as client:
         client.get("/v2/health/live", headers={"X-Request-ID": f"after-{failure.replace(' ', '-')}"})

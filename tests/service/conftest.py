@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +14,11 @@ import pytest
 
 from index_builder.bundle import current_bundle, load_bundle
 from index_builder.publish import Store
+from loadtest.stress.redis_process import RedisProcess
 from service.app import create_app
 from service.batcher import Batcher
 from service.callers import Callers
-from service.embedded_redis import EmbeddedRedis, find_redis_server
+from service.embedded_redis import EmbeddedRedis
 from service.engine import Engine, set_threads
 from service.metrics import Metrics
 from service.recall import RecallService
@@ -41,25 +38,8 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 @pytest.fixture(scope="session")
 def redis_on_a_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Somebody's own Redis: the URL of a redis-server over TCP."""
-    folder = tmp_path_factory.mktemp("redis")
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [find_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""],
-        stdout=subprocess.DEVNULL,
-    )
-    give_up = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            assert time.monotonic() < give_up, "redis-server did not start"
-            time.sleep(0.02)
-    yield f"redis://127.0.0.1:{port}/0"
-    process.terminate()
-    process.wait(10)
+    with RedisProcess(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")
