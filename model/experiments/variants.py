@@ -40,7 +40,8 @@ ANY_MODEL: dict[str, Variant] = {
     "n200": Variant({"max_length": 200}),
     "last_position": Variant(training={"targets_per_window": 1}),
     "epochs_18": Variant(training={"epochs": 18}),  # the wall time of ten epochs of T2Diff, for SASRec
-    "epochs_40": Variant(training={"epochs": 40}),  # and for BERT4Rec
+    "epochs_40": Variant(training={"epochs": 40}),
+    "epochs_160": Variant(training={"epochs": 160}),  # for BERT4Rec, whose published best epoch is the 197th
 }
 """For every model that has the setting."""
 
