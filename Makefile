@@ -56,7 +56,10 @@ nightly-demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# Atheris has no wheels for every platform: the rest of the test runs without it, and its report says so.
 stress: $(READY)
+	$(if $(or $(filter fuzz,$(ONLY)),$(if $(ONLY),,all)),-$(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --constraint requirements.lock "atheris>=2.3")
 	$(BIN)/python -m loadtest.stress.run $(ONLY) $(if $(FUZZ_SECONDS),--seconds $(FUZZ_SECONDS))
 
 # The second environment: Ray and Milvus bring 30 packages that nothing else needs.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from model.batch import SequenceBatch
-from model.diffusion import reverse, strided_steps
+from model.diffusion import reverse
 from model.noise import Noise
 from model.t2diff import T2Diff
 
@@ -45,10 +45,9 @@ def trace_generation(model: T2Diff, batch: SequenceBatch, noise: Noise) -> Gener
         predicted.append(model.next_of(answer, condition)[0, last])
         return answer
 
-    config = model.config
-    steps = strided_steps(config.num_steps, config.num_inference_steps or config.num_steps)
+    steps = model.serving_steps()
     drift = reverse(
-        approximate, sequence, noise, schedule=model.schedule, steps=steps, sampler=config.sampler
+        approximate, sequence, noise, schedule=model.schedule, steps=steps, sampler=model.config.sampler
     )
     final = model.next_of(drift, sequence)[0, last]
     return GenerationTrace(steps, torch.stack(noised), torch.stack(predicted), final)

@@ -43,6 +43,7 @@ def stress_tests() -> dict[str, ModuleType]:
 def run_one(name: str, module: ModuleType, *, options: Options, to: Path) -> dict[str, Any]:
     """Run a stress test and write what came of it into the folder `to`."""
     started, clock = datetime.now(UTC), time.monotonic()
+    commit = git_commit()  # of what runs: the tree may move on meanwhile
     figures = module.run(options)
     report = {
         "name": name,
@@ -51,7 +52,7 @@ def run_one(name: str, module: ModuleType, *, options: Options, to: Path) -> dic
         "date": started.isoformat(timespec="seconds"),
         "duration_s": round(time.monotonic() - clock, 1),
         "hardware": describe_hardware(device=None),
-        "commit": git_commit(),
+        "commit": commit,
         **figures,
     }
     to.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from model.diffusion import strided_steps
 from model.noise_schedule import SAMPLERS
 from model.t2diff import T2Diff
 from model.unet1d import step_embedding
@@ -51,7 +50,7 @@ def reverse_plan(model: T2Diff) -> ReversePlan:
     if config.predicted_next == "regressed":
         steps, scalars = [config.num_steps], [(1.0, 0.0, 0.0)]
     else:
-        steps = strided_steps(config.num_steps, config.num_inference_steps or config.num_steps)
+        steps = model.serving_steps()
         scalars = [
             SAMPLERS[config.sampler](model.schedule, step, previous)
             for step, previous in zip(steps, [*steps[1:], 0], strict=True)
