@@ -18,6 +18,8 @@ from model.data.time_ties import shuffle_time_ties
 from model.experiments.comparison import compare, parse_models, parse_seeds, plan_comparison
 from model.experiments.job_pool import JobError
 from model.experiments.job_progress import JobProgress
+from model.experiments.recorded_runs import recorded_entries, runs_to_do
+from model.experiments.results import read_results
 from model.experiments.runs import Run
 from model.experiments.search import OBJECTIVE, best_trial, read_records, read_tuned, search
 from model.experiments.training_speed import LOOPS, training_speed
@@ -50,12 +52,23 @@ def compare_command(
     work: Annotated[Path, typer.Option(help="Folder of runs and checkpoints, outside the repository.")],
     seeds: Annotated[str, typer.Option(help="Seeds of the specs that do not say: 0,1 or 0-4.")] = "0,1",
     resume: Annotated[bool, typer.Option("--resume", help="Go on; finished runs are kept.")] = False,
+    recorded: Annotated[
+        bool,
+        typer.Option(
+            "--recorded",
+            help="A run that WORK lacks and the results in OUT hold counts as finished; its figures have a "
+            "part in means, not in paired tests.",
+        ),
+    ] = False,
     dataset: Annotated[str | None, typer.Option(help="Name of the data; left out: the file's.")] = None,
     reference: Annotated[
         str | None, typer.Option(help="Spec tested against every other; left out: the first one.")
     ] = None,
     tuned: Annotated[
-        list[Path] | None, typer.Option(help="Record of a search; the best trial's settings are used.")
+        list[Path] | None,
+        typer.Option(
+            help="Record of a search (the best trial's settings are used), or results.json of a comparison."
+        ),
     ] = None,
     objective: Annotated[
         str, typer.Option(help="Validation metric that chooses the best trial.")
@@ -90,12 +103,14 @@ def compare_command(
         tuned=read_tuned(tuned or [], objective),
         own=None if variants is None else read_variants(variants),
     )
-    if plan:
-        _print_plan(runs)
-        return
     name = dataset or _name_of_data(context)
     name += "" if shuffle_ties is None else ", ties shuffled"
-    kinds = {run.name: run.spec for run in runs if not run.finished}
+    owner = {"dataset": name, "split": split_of_log.name}
+    known = recorded_entries(read_results(out)[0], runs, owner) if recorded else []
+    if plan:
+        _print_plan(runs, known)
+        return
+    kinds = {run.name: run.spec for run in runs_to_do(runs, known)}
     err.print(f"{name}: {len(runs)} runs, {len(runs) - len(kinds)} of them finished", markup=False)
     with JobProgress(kinds, num_processes=jobs, console=err) as progress:
         failed = compare(
@@ -106,6 +121,7 @@ def compare_command(
             reference=reference,
             num_processes=jobs,
             resume=resume,
+            recorded=known,
             on_report=progress.report,
             on_end=progress.ended,
         )
@@ -171,12 +187,14 @@ def _name_of_data(context: typer.Context) -> str:
     return first.resolve().name if first.is_dir() else first.stem
 
 
-def _print_plan(runs: list[Run]) -> None:
+def _print_plan(runs: list[Run], recorded: list[dict[str, Any]]) -> None:
+    names = {entry["run"] for entry in recorded}
     table = Table(title=f"{len(runs)} runs")
     for heading in ("run", "most epochs", "state"):
         table.add_column(heading)
     for run in runs:
         state = "finished" if run.finished else "begun" if run.begun else "to do"
+        state = "recorded" if run.folder.name in names else state
         table.add_row(run.name, str(run.training.epochs), state)
     Console().print(table)
 

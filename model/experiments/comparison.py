@@ -12,6 +12,7 @@ from model.data.dataset import Split
 from model.experiments.job_pool import run_jobs
 from model.experiments.markdown_cells import spec_of
 from model.experiments.measured_run import carry_out
+from model.experiments.recorded_runs import fuller_tests, runs_to_do
 from model.experiments.result_figure import (
     plot_drift_similarity,
     plot_intent_trust,
@@ -116,12 +117,14 @@ def compare(
     reference: str | None,
     num_processes: int,
     resume: bool,
+    recorded: Sequence[dict[str, Any]] = (),
     on_report: Callable[[str, float, str], None] | None = None,
     on_end: Callable[[str, str | None], None] | None = None,
 ) -> dict[str, str]:
     """Carry out the runs that are not finished and leave results, tables and pictures in `out`.
 
     reference: the spec that paired tests set against the others   resume: whether earlier runs may be used
+    recorded: entries of earlier results, whose runs then count as finished
     -> traceback of each failed run, by its name; the results are of the others
     Raises ValueError when there are earlier runs, or results, and `resume` is false.
     """
@@ -129,11 +132,12 @@ def compare(
         _refuse_leftovers(runs, out)
     by_name = {run.name: run for run in runs}
     owner = {"dataset": dataset, "split": split.name}
+    earlier_tests = read_results(out)[1]["tests"]
 
     def ended(name: str, why: str | None) -> None:
         if why is None:  # what is known so far is on disk; means and tests wait for the end
             found = entries(runs, dataset=dataset, split=split)
-            write_results(out, found, None, owner)
+            write_results(out, [*found, *recorded], None, owner)
         else:
             (by_name[name].folder / "error.txt").write_text(why)
         if on_end is not None:
@@ -141,14 +145,16 @@ def compare(
 
     failed = run_jobs(
         carry_out,
-        {run.name: (run, split) for run in runs if not run.finished},
+        {run.name: (run, split) for run in runs_to_do(runs, recorded)},
         num_processes=num_processes,
         on_report=on_report,
         on_end=ended,
     )
     found = entries(runs, dataset=dataset, split=split)
-    summary = summarise(runs, dataset=dataset, split=split, reference=reference)
-    write_results(out, found, summary, owner)
+    summary = summarise(runs, dataset=dataset, split=split, reference=reference, recorded=recorded)
+    if recorded:
+        summary["tests"] = fuller_tests(summary["tests"], earlier_tests, owner, reference)
+    write_results(out, [*found, *recorded], summary, owner)
     present(out, dataset=dataset, split_name=split.name)
     return failed
 

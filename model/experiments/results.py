@@ -18,10 +18,12 @@ import numpy as np
 from model.data.dataset import Split
 from model.experiments.markdown_cells import spec_of
 from model.experiments.measured_run import PARTS
+from model.experiments.recorded_runs import intervals_of_figures
 from model.experiments.runs import Run, as_settings
 from model.metrics import gap_group, is_above_zero, question_metrics
 from model.significance import compare_paired, seed_and_user_intervals
 
+_KEY = ("dataset", "split", "part", "model", "variant")
 _OF_A_RUN = (
     *("params", "params_with_items", "train_seconds", "epochs", "best_epoch"),
     *("train_targets_per_second", "ms_per_sample", "hardware", "git_commit"),
@@ -53,31 +55,41 @@ def entries(runs: Sequence[Run], *, dataset: str, split: Split) -> list[dict[str
 
 
 def summarise(
-    runs: Sequence[Run], *, dataset: str, split: Split, reference: str | None
+    runs: Sequence[Run],
+    *,
+    dataset: str,
+    split: Split,
+    reference: str | None,
+    recorded: Sequence[dict[str, Any]] = (),
 ) -> dict[str, list[dict[str, Any]]]:
     """Means over the seeds of each spec with intervals over seeds and users, and paired tests.
 
     reference: the spec that is tested against every other; none: no tests
+    recorded: entries of runs that are not there; they have no part in tests
     -> {"rows": [...], "tests": [...]}
     """
-    by_spec: dict[str, list[Run]] = {}
+    by_spec: dict[str, list[Run]] = {run.spec: [] for run in runs}
     for run in runs:
         if run.finished:
-            by_spec.setdefault(run.spec, []).append(run)
+            by_spec[run.spec].append(run)
     rows: list[dict[str, Any]] = []
     tests: list[dict[str, Any]] = []
-    raw = entries(runs, dataset=dataset, split=split)
+    raw = [*entries(runs, dataset=dataset, split=split), *recorded]
     for part in PARTS:
         for spec, of_spec in by_spec.items():
             own = [entry for entry in raw if (spec_of(entry), entry["part"]) == (spec, part)]
-            row = {**_key(of_spec[0], dataset, split, part), **_mean([_figures(entry) for entry in own])}
+            if not own:
+                continue
+            own.sort(key=lambda entry: entry["seed"])
+            row = {name: own[0][name] for name in _KEY} | _mean([_figures(entry) for entry in own])
             row["seeds"] = [entry["seed"] for entry in own]
-            row["intervals"] = _intervals(of_spec, part)
+            whole = len(of_spec) == len(own)
+            row["intervals"] = _intervals(of_spec, part) if whole else intervals_of_figures(own)
             rows.append(row)
-    if reference in by_spec:
-        ours, group = by_spec[reference], gap_group(split.test)
+    if by_spec.get(reference or ""):
+        ours, group = by_spec[reference or ""], gap_group(split.test)
         for spec, of_spec in by_spec.items():
-            if spec != reference:
+            if spec != reference and of_spec:
                 key = _key(ours[0], dataset, split, "test")
                 tests += [{**key, **test} for test in _tests(ours, of_spec, group)]
     return {"rows": rows, "tests": tests}

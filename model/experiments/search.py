@@ -22,6 +22,7 @@ from model.checkpoint import load_checkpoint, write_folder
 from model.data.dataset import Split
 from model.evaluation import metric_names, metrics_of_ranks, rank_targets
 from model.experiments.job_pool import Report, run_jobs
+from model.experiments.markdown_cells import spec_of
 from model.experiments.runs import Run, alone_in, plan_run, train_run
 from model.experiments.search_space import draw_settings
 from model.experiments.variants import VariantTable, resolve
@@ -137,15 +138,22 @@ def best_trial(records: Sequence[dict[str, Any]], objective: str = OBJECTIVE) ->
 
 
 def read_tuned(paths: Sequence[Path], objective: str = OBJECTIVE) -> dict[str, Tuned]:
-    """Spec -> its best trial's settings.   Raises ValueError for a file that holds no trials."""
+    """Spec -> its best trial's settings, or those it had in an earlier comparison.
+
+    paths: records of searches, and `results.json` of comparisons; a search outdoes a comparison
+    Raises ValueError for a file that is neither or holds nothing.
+    """
     by_spec: dict[str, list[dict[str, Any]]] = {}
+    tuned: dict[str, Tuned] = {}
     for path in paths:
-        records = read_records(Path(path))
+        if path.suffix == ".json":
+            tuned |= _settings_of_results(path)
+            continue
+        records = read_records(path)
         if not records:
             raise ValueError(f"tuned: {path} holds no finished trial")
         for record in records:
             by_spec.setdefault(record["spec"], []).append(record)
-    tuned = {}
     for spec, records in by_spec.items():
         if len({record["dataset_id"] for record in records}) > 1:
             raise ValueError(f"tuned: the trials of {spec} were run on different data; give those of one log")
@@ -153,6 +161,19 @@ def read_tuned(paths: Sequence[Path], objective: str = OBJECTIVE) -> dict[str, T
         training = {"epochs": best["epochs"], **best["settings"]["training"]}
         tuned[spec] = Tuned(best["settings"]["model"], training, best["dataset_id"])
     return tuned
+
+
+def _settings_of_results(path: Path) -> dict[str, Tuned]:
+    """Spec -> the settings of its runs in a `results.json`; those of the last one, where they differ."""
+    try:
+        return {
+            spec_of(entry): Tuned(
+                entry["settings"]["model"], entry["settings"]["training"], entry["settings"]["tuned_on"] or ""
+            )
+            for entry in json.loads(path.read_text())
+        }
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"tuned: {path} is not the results.json of a comparison ({error!r})") from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
