@@ -24,7 +24,6 @@ from service.arms import Arms
 from service.batch_memory import BatchMemory
 from service.batcher import Batcher
 from service.callers import Callers
-from service.early_refusal import refusing_early
 from service.embedded_redis import EmbeddedRedis
 from service.engine import EngineAnswer, EngineRequest, choose_device, set_threads
 from service.errors import QueueFullError, StoreUnavailableError
@@ -34,6 +33,7 @@ from service.key_watch import KeyWatch
 from service.metrics import Metrics
 from service.middleware import Application
 from service.recall import RecallService
+from service.recall_protocol import recall_protocol
 from service.redis_url import shown
 from service.reloader import Reloader
 from service.sequence_store import SequenceStore
@@ -187,12 +187,12 @@ async def _reachable(store: SequenceStore) -> bool:
     return False
 
 
-def public_protocol(service: RecallService, base: type[GuardedProtocol]) -> type[asyncio.Protocol]:
-    """What speaks HTTP with callers. Refusals that are to be logged take the usual way."""
-    if service.settings.log_requests == "all":
-        return base
+def public_protocol(service: RecallService, base: type[GuardedProtocol]) -> type[GuardedProtocol]:
+    """What speaks HTTP with callers. Refusals that are to be logged are the application's."""
     on_refused = partial(service.metrics.count_response, "recall", QueueFullError.status)
-    return refusing_early(service.in_flight, on_refused, base)
+    return recall_protocol(
+        service.in_flight, None if service.settings.log_requests == "all" else on_refused, base
+    )
 
 
 class Listener(uvicorn.Server):

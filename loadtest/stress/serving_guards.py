@@ -6,7 +6,8 @@ from loadtest.stress.guard import Guard
 
 _BATCHER = ("service/batcher.py", "tests/service/test_batcher.py::")
 _FLIGHT = ("service/in_flight.py", "tests/service/test_in_flight.py::")
-_EARLY = ("service/early_refusal.py", "tests/service/test_early_refusal.py::")
+_PLAIN = ("service/plain_recall.py", "tests/service/test_plain_recall.py::")
+_PROTOCOL = ("service/recall_protocol.py", "tests/service/test_recall_protocol.py::")
 _PACKED = ("service/packed_sequence.py", "tests/service/test_sequence_store.py::")
 _GUARD = "service/redis_guard.py"
 _NETWORK = "tests/service/test_redis_network.py::"
@@ -86,17 +87,17 @@ SERVING_GUARDS = [
     ),
     Guard(
         "only a whole request is refused early",
-        _EARLY[0],
-        "    if framed is None or framed.length != len(data) - end:\n",
-        "    if framed is None:\n",
-        _EARLY[1] + "test_anything_else_takes_the_usual_way",
+        _PLAIN[0],
+        "    if head is None or head.length != len(data) - end:\n",
+        "    if head is None:\n",
+        _PLAIN[1] + "test_anything_else_takes_the_usual_way",
     ),
     Guard(
         "the rest of a request is no request",
-        _EARLY[0],
+        _PROTOCOL[0],
         "                not self._within_request\n                and (",
         "                (",
-        _EARLY[1] + "test_the_rest_of_a_head_is_never_taken_for_a_request",
+        _PROTOCOL[1] + "test_the_rest_of_a_head_is_never_taken_for_a_request",
     ),
     Guard(
         "a stored sequence names its user",
