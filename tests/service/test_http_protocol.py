@@ -257,6 +257,7 @@ async def test_an_answer_that_nobody_reads_is_given_up(connect: Connect, app: Ap
     assert len(await peer.rest()) < len(app.answer)
 
 
+@pytest.mark.parametrize("connect", [30.0], indirect=True)  # nobody is given up for being slow
 async def test_unread_answers_share_a_bounded_room(
     connect: Connect, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
