@@ -21,7 +21,7 @@ from loadtest.errors import LoadtestError
 from loadtest.generator import MAX_CONNECTIONS
 from loadtest.knee_bench import FLOOR, VARIANTS, Figures, KneeBench, knee_figures
 from loadtest.probe import ProbeSettings
-from loadtest.seeding import bundle_item_ids, seed_users, sequences_from_items
+from loadtest.seeding import bundle_index_bytes, bundle_item_ids, seed_users, sequences_from_items
 from loadtest.served import Served, on_cpus, started_floor, started_service
 from loadtest.target import describe_hardware, describe_service, git_commit
 
@@ -89,7 +89,7 @@ def knee(
         bench = KneeBench(settings, p99_limit_ms=p99_limit_ms, max_rate=max_rate, say=err.print)
         knees = bench.run(services, start_rate=start_rate, rounds=rounds)
         figures = knee_figures(knees, bench.measured) | about
-        figures |= {f"{served.name}_rss_bytes": served.memory_bytes() for served in services}
+        figures |= _sizes(services, bundle_index_bytes(store))
     late = {one.name for one in bench.measured if not one.held and one.probe.generator_late}
     figures |= {f"{name}_limited_by_generator": name in late and name == FLOOR for name in knees}
     figures["slowdown_by_generator_cpus"] = slowdown(on_server, on_generator)
@@ -148,6 +148,16 @@ def _about(services: Sequence[Served]) -> Figures:
             about[f"{served.name}_engine"] = said["tower_engine"]
             about |= {"index": said["index"], "num_items": said["num_items"], "bundle": said["bundle"]}
     return about
+
+
+def _sizes(services: Sequence[Served], index_bytes: int) -> Figures:
+    """Resident memory after the load, also beside the index, and how long each service took to start."""
+    figures: Figures = {"index_bytes": index_bytes}
+    for served in services:
+        figures[f"{served.name}_rss_bytes"] = memory = served.memory_bytes()
+        figures[f"{served.name}_rss_less_1_gib_over_index"] = (memory - 2**30) / index_bytes
+        figures[f"{served.name}_start_seconds"] = served.start_s
+    return figures
 
 
 def _generate(folder: Path, items: int) -> str:

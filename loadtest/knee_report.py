@@ -50,6 +50,7 @@ def knee_report(figures: Figures, measured: Sequence[Measured]) -> str:
         ),
         "",
         *(f"- {text}: {_number(figures.get(key))}" for key, text in _RATIOS.items()),
+        *(_memory_line(figures, name) for name in names if name != FLOOR),
         "",
         "Latency in ms from the intended send time; CPU in us a request.",
         "",
@@ -69,6 +70,17 @@ def knee_report(figures: Figures, measured: Sequence[Measured]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _memory_line(figures: Figures, name: str) -> str:
+    index, memory = (float(figures[key] or 0) / 2**30 for key in ("index_bytes", f"{name}_rss_bytes"))
+    share, start = (
+        _number(figures[f"{name}_{key}"]) for key in ("rss_less_1_gib_over_index", "start_seconds")
+    )
+    return (
+        f"- {name}: ready after {start} s; {memory:.2f} GiB resident after the load, index {index:.2f} GiB: "
+        f"what is over 1 GiB is {share} times the index"
+    )
 
 
 def write_knee_report(figures: Figures, measured: Sequence[Measured], folder: Path) -> Path:

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import aiohttp
 import numpy as np
@@ -19,6 +20,9 @@ import orjson
 
 from loadtest.errors import LoadtestError
 from loadtest.generator import user_id
+
+if TYPE_CHECKING:
+    from index_builder.bundle import Bundle  # when run, imported where it is used: torch takes a second
 
 MAX_EVENTS_PER_USER = 1000
 _EVENTS_PER_REQUEST = 1000  # the service's limit
@@ -65,12 +69,26 @@ def sequences_from_items(
 
 def bundle_item_ids(store: str) -> Sequence[str]:
     """The item ids of the bundle that a store publishes. store: a folder or fsspec URL"""
+    return _published(store).item_ids
+
+
+def bundle_index_bytes(store: str) -> int:
+    """How large what is searched is: the index, and the item embeddings where it reads those too."""
+    from index_builder.bundle_files import INDEX
+
+    bundle = _published(store)
+    size: int = bundle.manifest["files"][INDEX]["size_bytes"]
+    reads_embeddings = not bundle.index.holds_items or bundle.index.rescored
+    return size + (bundle.item_embeddings.nbytes if reads_embeddings else 0)
+
+
+def _published(store: str) -> Bundle:
     from index_builder.bundle import current_bundle, load_bundle
 
     try:
         current = current_bundle(store)
         if current is not None:
-            return load_bundle(current).item_ids
+            return load_bundle(current)
     except ValueError as error:  # BundleError, StoreError: already a line for people
         raise LoadtestError(f"bundles {store}: {error}") from None
     raise LoadtestError(f"bundles {store}: nothing is published there; t2diff-index publishes")

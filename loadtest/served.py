@@ -39,12 +39,16 @@ class CpuUsed(NamedTuple):
 
 @dataclass(frozen=True)
 class Served:
-    """A running service, or the floor, which has no admin port."""
+    """A running service, or the floor, which has no admin port.
+
+    start_s: from the start of its process until it was ready, its Redis included
+    """
 
     name: str
     url: str
     admin_url: str | None
     process: subprocess.Popen[bytes]
+    start_s: float
 
     @contextmanager
     def measuring_cpu(self) -> Iterator[list[CpuUsed]]:
@@ -117,11 +121,12 @@ def _started(
 ) -> Iterator[Served]:
     folder.mkdir(parents=True, exist_ok=True)
     said, log = folder / "said", folder / "log"
+    began = time.monotonic()
     with said.open("wb") as out, log.open("wb") as errors, on_cpus(cpus):
         process = subprocess.Popen([sys.executable, *command], stdout=out, stderr=errors)
     try:
         urls = _urls(name, process, said, log, ready)
-        yield Served(name, urls["recall"], urls.get("admin"), process)
+        yield Served(name, urls["recall"], urls.get("admin"), process, time.monotonic() - began)
     finally:
         process.terminate()
         try:

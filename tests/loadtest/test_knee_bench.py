@@ -54,7 +54,7 @@ def test_ratios_are_of_the_knees_and_missing_ones_are_none(measured):
 
 
 def test_the_command_measures_real_services_and_leaves_a_report(tmp_path):
-    short = ["--duration", "0.4", "--warmup", "0", "--rounds", "1", "--start-rate", "10", "--max-rate", "10"]
+    short = ["--duration", "1", "--warmup", "0.5", "--rounds", "1", "--start-rate", "4", "--max-rate", "4"]
     slow_is_fine = ["--p99-limit-ms", "60000", "--serve-options", "--redis-read-timeout-ms 5000"]
     files = ["--json", str(tmp_path / "f.json"), "--out", str(tmp_path / "out")]
     small = ["--items", "200", "--users", "5", "-k", "7", "--engines", "floor,eager", "--generator-cpus", "0"]
@@ -62,8 +62,13 @@ def test_the_command_measures_real_services_and_leaves_a_report(tmp_path):
     done = forked.run(command, timeout=240)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "f.json").read_text())
-    assert figures["knee_rps_eager"] == 10
+    assert figures["knee_rps_eager"] == 4
     assert figures["num_items"] == 200
+    assert figures["index_bytes"] >= 200 * 64 * 4
+    assert figures["eager_rss_less_1_gib_over_index"] == pytest.approx(
+        (figures["eager_rss_bytes"] - 2**30) / figures["index_bytes"]
+    )
+    assert 0 < figures["eager_start_seconds"] < 120
     assert figures["eager_engine"] == "eager"
     assert figures["eager_overhead_us_at_70"] < figures["eager_cpu_us_at_70"]
     assert figures["floor_overhead_us_at_70"] == figures["floor_cpu_us_at_70"]
