@@ -204,6 +204,8 @@ def test_the_regressor_draws_no_noise() -> None:
         ({"tower_gradient": False}, False),
         ({}, True),
         ({"tower_gradient": False, "intent_loss_weight": 1.0}, True),
+        ({"tower_gradient": False, "predicted_next": "regressed"}, False),
+        ({"predicted_next": "regressed"}, True),
     ],
     ids=str,
 )
