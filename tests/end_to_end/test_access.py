@@ -8,8 +8,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import httpx
 import pytest
 
 from tests.certificates import Authority
+from tests.waiting import eventually
 
 ASKED = {"user_id": "u", "top_k": 3}
 
@@ -35,13 +34,6 @@ def new(file: Path, caller: str, scopes: str, *more: str) -> str:
 
 def bearing(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +60,21 @@ def test_a_key_is_made_rotated_and_revoked_while_the_service_runs(served: Any, f
         assert client.post("/recall", json=ASKED).status_code == 401
         assert client.get("/v2/health/ready").status_code == 200
         old = new(file, "ranker", "recall,events")
-        eventually(lambda: status(old) == 200)
+        eventually(lambda: status(old) == 200, "the first key does not open")
         event = {"user_id": "u", "item_id": "i3"}
         assert client.post("/events", json=event, headers=bearing(old)).json()["accepted"] == 1
         young = new(file, "ranker", "recall")
-        eventually(lambda: status(young) == 200)
+        eventually(lambda: status(young) == 200, "the second key does not open")
         assert status(old) == 200, "both live at once"
         keys("revoke", "--file", str(file), old[7:19])
-        eventually(lambda: status(old) == 401)
+        eventually(lambda: status(old) == 401, "the revoked key still opens")
         assert status(young) == 200
         whole = file.read_bytes()
         file.write_bytes(b"{")
-        eventually(lambda: served.metric("t2diff_key_loads_total", outcome="refused") == 1)
+        eventually(
+            lambda: served.metric("t2diff_key_loads_total", outcome="refused") == 1,
+            "the broken file was not refused",
+        )
         assert (status(young), status(old)) == (200, 401)
         file.write_bytes(whole)
     listed = keys("list", "--file", str(file))
@@ -102,7 +97,7 @@ def test_one_caller_beyond_its_rate_is_refused_and_the_other_is_not(served: Any,
         def ask(key: str) -> httpx.Response:
             return client.post("/recall", json=ASKED, headers=bearing(key))
 
-        eventually(lambda: ask(modest).status_code == 200)
+        eventually(lambda: ask(modest).status_code == 200, "the keys were not read")
         answers = [(ask(greedy), ask(modest)) for _ in range(50)]
     assert [greedily.status_code for greedily, _ in answers] == [200] * 5 + [429] * 45
     assert all(modestly.status_code == 200 for _, modestly in answers)
@@ -124,7 +119,7 @@ def test_no_key_is_in_a_log_an_answer_or_a_metric(served: Any, file: Path, admin
             answers.append(client.post(path, json=ASKED, headers=headers))
             return int(answers[-1].status_code)
 
-        eventually(lambda: ask("/events", f"Bearer {key}") == 403)
+        eventually(lambda: ask("/events", f"Bearer {key}") == 403, "the key is not known")
         got = {ask("/recall", f"Bearer {key}") for _ in range(8)}
         assert got == {200, 429}
         for wrong in (f"Basic {key}", f"Bearer {key}x", key, f"Bearer {strange}", f"Bearer {key},{key}"):
@@ -134,10 +129,13 @@ def test_no_key_is_in_a_log_an_answer_or_a_metric(served: Any, file: Path, admin
         whole = file.read_bytes()
         before = served.metric("t2diff_key_loads_total", outcome="refused")
         file.write_bytes(whole + json.dumps({"sha256": key, "caller": strange}).encode())
-        eventually(lambda: served.metric("t2diff_key_loads_total", outcome="refused") > before)
+        eventually(
+            lambda: served.metric("t2diff_key_loads_total", outcome="refused") > before,
+            "the broken file was not refused",
+        )
         file.write_bytes(whole)
     metrics = httpx.get(f"{served.admin_url}/metrics").text
-    eventually(lambda: '"caller":"canary"' in served.log)
+    eventually(lambda: '"caller":"canary"' in served.log, "the caller is not in the log")
     told = served.log + metrics + "".join(f"{one.text}{one.headers}" for one in answers)
     for secret in (key, key[20:], strange, strange[20:], admin_key):
         assert secret not in told

@@ -20,6 +20,7 @@ import pytest
 
 from index_builder.publish import Store
 from tests.untrained import NUM_ITEMS, build_untrained
+from tests.waiting import eventually
 
 TITLES = {f"i{n}": f"Film number {n}" for n in range(1, NUM_ITEMS)}  # the last one has none
 SCREENSHOTS = os.environ.get("CONSOLE_SCREENSHOTS")
@@ -175,12 +176,6 @@ def test_the_page_shows_a_user_live_figures_and_a_changed_answer(
         found: list[str] = browser.execute_script(script, selector)
         return found
 
-    def eventually(check: Any) -> None:
-        give_up = time.monotonic() + 30
-        while not check():
-            assert time.monotonic() < give_up, browser.find_element(By.TAG_NAME, "body").text
-            time.sleep(0.05)
-
     done = threading.Event()
     load = threading.Thread(target=_keep_asking, args=(service, done))
     load.start()
@@ -188,7 +183,7 @@ def test_the_page_shows_a_user_live_figures_and_a_changed_answer(
         browser.get(f"{service.admin_url}/console")
         field = browser.find_element(By.ID, "user")
         field.send_keys("ann", Keys.ENTER)  # no mouse needed
-        eventually(lambda: len(texts("#answers article")) == 1)
+        eventually(lambda: len(texts("#answers article")) == 1, "no answer")
         assert service.bundle in texts("#answers article")[0]
         assert "Film number 8 (i8)" in texts("#answers article")[0]
         lines = browser.find_elements(By.CSS_SELECTOR, "article polyline")
@@ -200,18 +195,22 @@ def test_the_page_shows_a_user_live_figures_and_a_changed_answer(
         before = texts("article table:nth-of-type(1) tbody tr")
         first = browser.find_element(By.CSS_SELECTOR, "article button.small")
         first.send_keys(Keys.ENTER)
-        eventually(lambda: "stored:" in browser.find_element(By.ID, "message").text)
+        eventually(
+            lambda: "stored:" in browser.find_element(By.ID, "message").text, "the event was not stored"
+        )
         assert texts("article table:nth-of-type(1) tbody tr") != before
 
-        eventually(lambda: bundles[1] in texts("#compare option"))
+        eventually(lambda: bundles[1] in texts("#compare option"), "the other bundle is not listed")
         browser.find_element(By.CSS_SELECTOR, f'#compare option[value="{bundles[1]}"]').click()
         browser.find_element(By.CSS_SELECTOR, "#ask button").click()
-        eventually(lambda: len(texts("#answers article")) == 2)
+        eventually(lambda: len(texts("#answers article")) == 2, "no second answer")
 
         def tiles() -> dict[str, str]:
             return dict(zip(texts("#tiles dt"), texts("#tiles dd"), strict=True))
 
-        eventually(lambda: tiles().get("recalls / s", "–") not in ("–", "0.0") and tiles()["p99"] != "–")
+        eventually(
+            lambda: tiles().get("recalls / s", "–") not in ("–", "0.0") and tiles()["p99"] != "–", "no rates"
+        )
         assert tiles()["bundle's age"].endswith(("min", "h"))
         browser.set_window_size(390, 844)
         wide = browser.execute_script("return document.documentElement.scrollWidth > window.innerWidth")

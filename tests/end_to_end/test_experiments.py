@@ -6,8 +6,6 @@ import json
 import re
 import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,11 @@ import pytest
 
 from index_builder.publish import Store
 from tests import forked
+from tests.waiting import eventually
 
 TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
 SEQUENCE = [{"item_id": f"i{n}", "timestamp": 1_600_000_000 + n} for n in range(1, 11)]
 USERS = [f"user-{number}" for number in range(40)]
-
-
-def eventually(check: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
-    give_up = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < give_up, what
-        time.sleep(0.02)
 
 
 def settings_file(folder: Path, *arms: dict[str, Any], name: str = "trial") -> Path:

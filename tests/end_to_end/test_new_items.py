@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,10 @@ import pytest
 from index_builder.delta import DeltaFile, NewItem
 from index_builder.publish import Store
 from tests import forked
+from tests.waiting import eventually
 
 TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
 HISTORY = [{"item_id": f"i{n}", "timestamp": 1_600_000_000 + n} for n in range(1, 6)]
-PATIENCE_S = 60.0
-
-
-def eventually(check: Callable[[], bool], what: str) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while True:
-        with contextlib.suppress(httpx.TransportError):
-            if check():
-                return
-        assert time.monotonic() < give_up, what
-        time.sleep(0.02)
 
 
 def t2diff_index(*arguments: object) -> str:

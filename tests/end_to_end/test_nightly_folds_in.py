@@ -10,8 +10,9 @@ from typing import Any
 from index_builder.bundle import load_bundle
 from index_builder.delta import DeltaFile
 from index_builder.publish import Store
-from tests.end_to_end.test_new_items import eventually, t2diff_index
+from tests.end_to_end.test_new_items import t2diff_index
 from tests.index_builder.small_night import DAY, FLAGS, NOW, write_rows
+from tests.waiting import eventually
 
 EVENING = [{"item_id": f"i{n}", "timestamp": NOW - 5 * DAY + 60 * n} for n in (2, 3, 4)]
 

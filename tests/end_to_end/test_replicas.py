@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from loadtest.stress.redis_process import RedisProcess
 from service.client import RecallClient, RecallError, RecallUnavailableError
 from tests.redis_cluster import ClusterProcesses
 from tests.replicas import Replicas
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.any_target
 TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
@@ -33,13 +32,6 @@ def _replicas(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="module")
 def served(serve: Any, tiny_bundles: Path) -> Replicas:
     return serve(tiny_bundles, shutdown_delay_s=1)
-
-
-def eventually(check: Callable[[], bool], what: str) -> None:
-    give_up_at = time.monotonic() + 30
-    while not check():
-        assert time.monotonic() < give_up_at, what
-        time.sleep(0.05)
 
 
 def answer(client: httpx.Client, user: str, **asked: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import fsspec
@@ -12,6 +11,7 @@ from index_builder.publish import Store
 from tests.end_to_end.conftest import Serve, Served
 from tests.s3_server import Connection
 from tests.untrained import TINY
+from tests.waiting import eventually
 
 
 def bundle_of(service: Served) -> str:
@@ -19,13 +19,6 @@ def bundle_of(service: Served) -> str:
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["candidates"]) == 5
     return answer.json()["bundle"]
-
-
-def wait_until(done: Callable[[], bool], what: str) -> None:
-    give_up = time.monotonic() + 90
-    while not done():
-        assert time.monotonic() < give_up, what
-        time.sleep(0.1)
 
 
 def test_the_service_follows_the_pointer_on_s3(
@@ -48,13 +41,13 @@ def test_the_service_follows_the_pointer_on_s3(
 
     assert service.bundle == bundle_of(service) == first
     store.publish(second)
-    wait_until(lambda: bundle_of(service) == second, "a publication was not followed")
+    eventually(lambda: bundle_of(service) == second, "a publication was not followed")
     store.rollback()
-    wait_until(lambda: bundle_of(service) == first, "a rollback was not followed")
+    eventually(lambda: bundle_of(service) == first, "a rollback was not followed")
     assert refused() == 0
 
     connection.cut()  # the storage is gone: nothing changes for those who ask
-    wait_until(lambda: refused() > 0, "an outage of the store was not counted")
+    eventually(lambda: refused() > 0, "an outage of the store was not counted")
     assert bundle_of(service) == first
     connection.reset()
 
@@ -62,11 +55,11 @@ def test_the_service_follows_the_pointer_on_s3(
     name = f"{root}/{third}/model.safetensors"
     connection.before(f"GET /{name}".encode(), lambda: file_system.rm_file(name))
     store.publish(third)
-    wait_until(lambda: "model.safetensors vanished while it was read" in service.log, "nothing was refused")
+    eventually(lambda: "model.safetensors vanished while it was read" in service.log, "nothing was refused")
     assert refused() > before
     assert bundle_of(service) == first
 
     store.publish(second)
-    wait_until(lambda: bundle_of(service) == second, "the next publication was not followed")
+    eventually(lambda: bundle_of(service) == second, "the next publication was not followed")
     assert "test-secret" not in service.log
     assert "Traceback" not in service.log

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,10 @@ import pytest
 
 from index_builder.publish import Store
 from tests import forked
+from tests.waiting import eventually
 
 TINY = {"embedding_dim": 8, "max_length": 6, "num_steps": 4, "session_length": 3}
 SEQUENCE = [{"item_id": f"i{n}", "timestamp": 1_600_000_000 + n} for n in range(1, 11)]
-
-
-def eventually(check: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
-    give_up = time.monotonic() + timeout_s
-    while True:
-        with contextlib.suppress(httpx.TransportError):
-            if check():
-                return
-        assert time.monotonic() < give_up, what
-        time.sleep(0.02)
 
 
 def redis_pid_of(served: Any) -> int:

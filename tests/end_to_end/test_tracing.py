@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests import forked
+from tests.waiting import eventually
 
 proto = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 pytest.importorskip("opentelemetry.sdk")
@@ -105,13 +106,6 @@ def span_of(span: Any) -> Span:
     return Span(
         span.name, *ids, span.trace_state, span.kind, *times, span.status.code, values(span.attributes)
     )
-
-
-def eventually(check: Callable[[], bool], what: str) -> None:
-    give_up_at = time.monotonic() + 20
-    while not check():
-        assert time.monotonic() < give_up_at, what
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module", autouse=True)

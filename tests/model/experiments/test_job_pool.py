@@ -13,6 +13,7 @@ import pytest
 from model.experiments.job_pool import run_jobs
 from model.experiments.time_left import TimeLeft
 from tests import forked
+from tests.waiting import eventually
 
 
 def work(folder: str, deed: str, report: Any) -> None:
@@ -58,12 +59,12 @@ def test_when_the_parent_is_killed_its_jobs_die(tmp_path: Path) -> None:
     )
     parent = forked.start([sys.executable, script, tmp_path])
     written = tmp_path / "sleeps.pid"
-    _wait_for(lambda: written.exists() and bool(written.read_text()))
+    eventually(lambda: written.exists() and written.read_text(), "the child never wrote")
     child = int(written.read_text())
     assert psutil.pid_exists(child)
     parent.kill()
     parent.wait()
-    _wait_for(lambda: not _alive(child))
+    eventually(lambda: not _alive(child), "the child lives on")
 
 
 def _alive(process: int) -> bool:
@@ -71,13 +72,6 @@ def _alive(process: int) -> bool:
         return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _wait_for(condition: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_time_left_by_hand() -> None:
