@@ -16,10 +16,12 @@ from service.http_protocol import MAX_HEADERS
 PATH = "/recall"
 _MAX_HEAD = 2048
 _RECALL = b"POST /recall HTTP/1.1\r\n"
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r\n")
-_FIELD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[ \t]*[\x20-\x7e]*")
-_UNUSUAL = (b"transfer-encoding", b"close", b"upgrade", b"expect", b"content-encoding")
-"""Anywhere in a head: the parser reads it."""
+_HEAD = re.compile(
+    rb"%b(?:[!#$%%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e]*\r\n){1,%d}\r\n" % (re.escape(_RECALL), MAX_HEADERS)
+)
+_FIELD = re.compile(rb"([^:\r\n]+):([^\r\n]*)\r\n")
+_UNUSUAL = {b"transfer-encoding", b"upgrade", b"expect", b"content-encoding"}
+"""With one of these headers, the parser reads it."""
 
 
 class Head(NamedTuple):
@@ -54,14 +56,15 @@ def plain_recall(data: bytes) -> PlainRecall | None:
 
 @lru_cache(maxsize=256)
 def _head(head: bytes) -> Head | None:
-    if not head.startswith(_RECALL):
+    if _HEAD.fullmatch(head) is None:
         return None
-    lowered = head.lower()
-    if lowered.count(b"content-length") != 1 or any(word in lowered for word in _UNUSUAL):
+    headers = tuple(
+        [(name.lower(), value.strip(b" \t")) for name, value in _FIELD.findall(head, len(_RECALL))]
+    )
+    lengths = [value for name, value in headers if name == b"content-length"]
+    if len(lengths) != 1 or not (lengths[0].isdigit() and len(lengths[0]) < 10):
         return None
-    length = _LENGTH.search(lowered)
-    lines = head[len(_RECALL) : -4].split(b"\r\n")
-    if length is None or len(lines) > MAX_HEADERS or not all(map(_FIELD.fullmatch, lines)):
-        return None
-    fields = (line.split(b":", 1) for line in lines)
-    return Head(tuple((name.lower(), value.strip(b" \t")) for name, value in fields), int(length[1]))
+    for name, value in headers:
+        if name in _UNUSUAL or (name == b"connection" and value.lower() != b"keep-alive"):
+            return None
+    return Head(headers, int(lengths[0]))
