@@ -176,7 +176,7 @@ def test_training_hands_each_route_and_position_its_own_intent(settings: dict[st
         score = (user[0] @ model.item_embeddings().T).amax(dim=0)
         losses.append(-torch.log_softmax(score, dim=0)[batch.target[0, position] - 1])
     assert float(model.training_loss(batch).detach()) == pytest.approx(
-        float(torch.stack(losses).mean()), rel=1e-5
+        float(torch.stack(losses).detach().mean()), rel=1e-5
     )
 
 
