@@ -228,8 +228,7 @@ class T2Diff(TwoTower):
         if config.predicted_next == "learned_token":
             return self._routes(self.intent_token.expand_as(sequence)), sequence.new_zeros(())
         following = self.embed(batch.next_item).detach()
-        drift = prepare_drift(sequence, following) if config.drift_preparation else following
-        drift = config.drift_scale * drift
+        drift = config.drift_scale * self.diffused_of(sequence, following)
         known = batch.next_item != 0
         if config.predicted_next == "regressed":
             regressed = self.regress_next(sequence, batch.mask)
@@ -265,6 +264,13 @@ class T2Diff(TwoTower):
     def _routes(self, values: torch.Tensor) -> torch.Tensor:
         """The same for every route.   (B, N, D) -> (B, R, N, D)"""
         return values[:, None].expand(-1, self.num_routes, -1, -1)
+
+    def diffused_of(self, sequence: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        """z_0, not yet scaled: the drifts (Eq. 11), or the behaviours that follow.
+
+        sequence, following: (B, N, D), as in `prepare_drift`   -> (B, N, D)
+        """
+        return prepare_drift(sequence, following) if self.config.drift_preparation else following
 
     def next_of(self, drift: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
         """x̂ of a scaled drift (Eq. 18).   (B, N, D), (B, N, D) -> (B, N, D)"""

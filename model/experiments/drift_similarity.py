@@ -1,7 +1,7 @@
-"""Figure 4: how near the predicted drift ẑ_0 is to the true z_0 along the reverse process.
+"""Figure 4: how near the predicted ẑ_0 is to the true z_0 along the reverse process.
 
-The paper shows it near 1. Over all n positions it must be: n - 1 of the drifts lie between behaviours
-that the U-Net is shown. The last one alone is a prediction, so both are measured.
+The paper shows it near 1 for drifts. Over all n positions it must be: n - 1 of them lie between behaviours
+that its U-Net is shown. The last one alone is a prediction, so both are measured.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from model.batch import collate
 from model.data.dataset import EvaluationSet
-from model.drift import prepare_drift, slice_positions
+from model.drift import slice_positions
 from model.noise import Noise, fresh_noise
 from model.t2diff import T2Diff
 
@@ -38,7 +38,7 @@ def drift_similarity(
         answer = torch.as_tensor(questions.target[part], dtype=torch.long, device=device)[:, None]
         batch = replace(batch, target=torch.zeros_like(batch.item_index).scatter(1, last, answer))
         sequence = model.embed(batch.item_index)
-        drift = prepare_drift(sequence, model.embed(batch.next_item))  # (B, N, D) z_0
+        drift = model.diffused_of(sequence, model.embed(batch.next_item))  # (B, N, D) z_0
         noise = fresh_noise(sequence.shape, sequence.device, generator)
         predictions = _predictions(model, sequence, batch.mask, noise)
         cosine = torch.stack([F.cosine_similarity(each, drift, dim=-1) for each in predictions], dim=-1)

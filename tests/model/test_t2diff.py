@@ -243,13 +243,16 @@ def test_the_intent_loss_does_not_move_the_items() -> None:
     assert torch.allclose(gradient(1.0), gradient(50.0), atol=1e-6)
 
 
-def test_without_drift_preparation_the_behaviours_are_diffused() -> None:
-    model = _model(drift_preparation=False)
+def test_drifts_are_diffused_or_without_drift_preparation_the_behaviours() -> None:
+    plain, prepared = _model(drift_preparation=False), _model()
     batch = collate(_sequences([4]), max_length=6)
-    sequence = model.embed(batch.item_index)
-    drift = torch.randn_like(sequence)
-    assert torch.allclose(model.next_of(drift, sequence), drift / model.config.drift_scale)
-    assert torch.allclose(_model().next_of(drift, sequence), sequence + drift / model.config.drift_scale)
+    sequence = plain.embed(batch.item_index)
+    following = torch.randn_like(sequence)
+    assert torch.equal(plain.diffused_of(sequence, following), following)
+    assert torch.equal(prepared.diffused_of(sequence, following), following - sequence)
+    for model in (plain, prepared):
+        scaled = model.config.drift_scale * model.diffused_of(sequence, following)
+        assert torch.allclose(model.next_of(scaled, sequence), following, atol=1e-6)
 
 
 def test_a_pause_never_seen_in_training_is_treated_as_unknown() -> None:

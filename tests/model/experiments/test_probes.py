@@ -25,10 +25,11 @@ def _model(num_items: int, **settings: object) -> T2Diff:
     return model
 
 
-def test_a_unet_that_knows_the_answer_has_similarity_one() -> None:
-    """Everyone walks 1, 2, 3, ...: a U-Net that answers x_{i+1} - x_i is right at every position and step."""
+@pytest.mark.parametrize("drift_preparation", [False, True])
+def test_a_unet_that_knows_the_answer_has_similarity_one(drift_preparation: bool) -> None:
+    """Everyone walks 1, 2, 3, ...: x_{i+1}, or its drift from x_i, is right at every position and step."""
     split = leave_one_out(make_log([[1, 2, 3, 4, 5]] * 3, num_items=6))
-    model = _model(6)
+    model = _model(6, drift_preparation=drift_preparation)
     walk = model.embed(torch.arange(1, 7))  # (6, D)
 
     class Knows(torch.nn.Module):
@@ -39,7 +40,8 @@ def test_a_unet_that_knows_the_answer_has_similarity_one() -> None:
         def forward(
             self, noised: torch.Tensor, sequence: torch.Tensor, step: torch.Tensor, mask: object
         ) -> torch.Tensor:
-            answer = (walk[1:] - walk[:-1])[None, : sequence.shape[1]].repeat(len(sequence), 1, 1)
+            right = walk[1:] - walk[:-1] if drift_preparation else walk[1:]
+            answer = right[None, : sequence.shape[1]].repeat(len(sequence), 1, 1)
             answer[:, self.wrong_from :] *= -1
             return answer
 
