@@ -10,6 +10,7 @@ from model.batch import SequenceBatch
 from model.diffusion import reverse
 from model.noise import Noise
 from model.t2diff import T2Diff
+from model.t2diff_config import WITHOUT_UNET
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def trace_generation(model: T2Diff, batch: SequenceBatch, noise: Noise) -> Gener
 
     Raises ValueError for a model that does not generate x̂.
     """
-    if model.config.predicted_next in ("learned_token", "regressed"):
+    if model.config.predicted_next in (*WITHOUT_UNET, "regressed"):
         raise ValueError(f"x̂ is {model.config.predicted_next} in this model, not generated")
     sequence = model.embed(batch.item_index)
     last = int(batch.length[0]) - 1

@@ -4,7 +4,8 @@ The paper's Algorithm 1 hands the tower an x̂ made from the noised *true* next 
 inference cannot have; the tower learns to trust it and falls apart when serving. The default here
 hands training the x̂ that serving makes, generated from pure noise. `predicted_next` chooses:
 `generated` (default), `noised_truth` (Algorithm 1 as printed), `regressed` (the same U-Net without
-noise, the control of what diffusion is worth), `learned_token` (neither: the mixed-attention ablation).
+noise, the control of what diffusion is worth), `learned_drift` (no U-Net: the last behaviour and one drift
+learned for all), `learned_token` (not even that: the mixed-attention ablation).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from model.mixed_attention import MixedAttention
 from model.noise import Noise, fresh_noise
 from model.noise_schedule import NoiseSchedule
 from model.sessions import NUM_LAG_BUCKETS, lag_bucket, session_start
-from model.t2diff_config import T2DiffConfig
+from model.t2diff_config import WITHOUT_UNET, T2DiffConfig
 from model.two_tower import TwoTower
 from model.unet1d import UNet1d
 
@@ -60,7 +61,7 @@ class T2Diff(TwoTower):
         )
         self.register_buffer("sampling_probability", torch.full((num_items,), 1.0 / num_items))
         self.register_buffer("seen_gap", torch.zeros(NUM_LAG_BUCKETS, dtype=torch.bool))
-        if config.predicted_next == "learned_token":
+        if config.predicted_next in WITHOUT_UNET:
             self.intent_token = nn.Parameter(torch.zeros(config.embedding_dim))
             return
         if config.predicted_next != "regressed":
@@ -91,8 +92,8 @@ class T2Diff(TwoTower):
         """(B, R, D) e_u after the last behaviour, for each of R x̂ generated from noise (Algorithm 2)."""
         sequence = self.embed(batch.item_index)
         positions = (batch.length - 1)[:, None].expand(-1, self.num_routes)  # (B, R)
-        if self.config.predicted_next == "learned_token":
-            intent = self.intent_token.expand(*positions.shape, -1)
+        if self.config.predicted_next in WITHOUT_UNET:
+            intent = slice_positions(self.learned_next(sequence), positions)
         elif self.config.predicted_next == "regressed":
             intent = slice_positions(self.regress_next(sequence, batch.mask), positions)
         else:
@@ -225,8 +226,8 @@ class T2Diff(TwoTower):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Algorithm 1 on stopped gradients.   -> x̂ (B, R, N, D), what the generator loses"""
         config = self.config
-        if config.predicted_next == "learned_token":
-            return self._routes(self.intent_token.expand_as(sequence)), sequence.new_zeros(())
+        if config.predicted_next in WITHOUT_UNET:
+            return self._routes(self.learned_next(sequence)), sequence.new_zeros(())
         following = self.embed(batch.next_item).detach()
         drift = config.drift_scale * self.diffused_of(sequence, following)
         known = batch.next_item != 0
@@ -264,6 +265,11 @@ class T2Diff(TwoTower):
     def _routes(self, values: torch.Tensor) -> torch.Tensor:
         """The same for every route.   (B, N, D) -> (B, R, N, D)"""
         return values[:, None].expand(-1, self.num_routes, -1, -1)
+
+    def learned_next(self, sequence: torch.Tensor) -> torch.Tensor:
+        """x̂ of the models without a U-Net, after every position.   (B, N, D) -> (B, N, D)"""
+        learned = self.intent_token.expand_as(sequence)
+        return apply_drift(learned, sequence) if self.config.predicted_next == "learned_drift" else learned
 
     def diffused_of(self, sequence: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
         """z_0, not yet scaled: the drifts (Eq. 11), or the behaviours that follow.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from model.batch import SequenceBatch
+from model.drift import slice_positions
 from model.engines.exact_unet import ExactUNet
 from model.engines.interface import TowerEngine
 from model.engines.plan import reverse_plan
@@ -37,7 +38,8 @@ class ExactTower(TowerEngine):
         batch = batch.to(self.device)
         sequence = model.embed(batch.item_index)
         if self.unet is None:
-            intent = model.intent_token.expand(len(sequence), model.num_routes, -1)
+            last = (batch.length - 1)[:, None].expand(-1, model.num_routes)  # (B, R)
+            intent = slice_positions(model.learned_next(sequence), last)
         else:
             intent = self._generate(self.unet, sequence, batch, keys)
         return attend_last(model, batch, sequence, intent)

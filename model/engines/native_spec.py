@@ -13,7 +13,7 @@ from model.history_attention import ActivationUnit, MultiHeadHistory
 from model.mixed_attention import MixedAttention, SessionLayer
 from model.t2diff import T2Diff
 
-ABI = 1
+ABI = 2
 MAX_LAYERS = 8
 _FLOATS = POINTER(c_float)
 
@@ -115,7 +115,8 @@ class SpecWriter:
         spec.causal = config.unet_padding == "causal"
         spec.num_steps = len(plan.steps)
         spec.draws_start = plan.draws_start
-        spec.adds_sequence = config.drift_preparation
+        learned = {"learned_drift": True, "learned_token": False}  # without a U-Net, its setting has no say
+        spec.adds_sequence = learned.get(config.predicted_next, config.drift_preparation)
         spec.session_length = config.session_length
         spec.num_layers = config.num_layers
         spec.num_heads = config.num_heads

@@ -14,6 +14,7 @@ import torch
 
 from model.noise_schedule import SAMPLERS
 from model.t2diff import T2Diff
+from model.t2diff_config import WITHOUT_UNET
 from model.unet1d import step_embedding
 
 BLOCKS = ("encode_full", "encode_half", "encode_quarter", "bottleneck", "decode_half", "decode_full")
@@ -21,7 +22,7 @@ BLOCKS = ("encode_full", "encode_half", "encode_quarter", "bottleneck", "decode_
 
 @dataclass(frozen=True)
 class ReversePlan:
-    """The visited steps, descending, and what each needs. Empty without diffusion (`learned_token`).
+    """The visited steps, descending, and what each needs. Empty without diffusion (`WITHOUT_UNET`).
 
     of_predicted, of_current, sigma: of the U-Net's output, of z_t and of the noise, one each a step
     draws_start: whether z_T is drawn; a regressor starts from zeros
@@ -45,7 +46,7 @@ class ReversePlan:
 def reverse_plan(model: T2Diff) -> ReversePlan:
     """The plan of `model.generate_next`, or of `regress_next`, under the model's configuration."""
     config = model.config
-    if config.predicted_next == "learned_token":
+    if config.predicted_next in WITHOUT_UNET:
         return ReversePlan([], [], [], [], False, {})
     if config.predicted_next == "regressed":
         steps, scalars = [config.num_steps], [(1.0, 0.0, 0.0)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from model.t2diff import T2Diff
+from model.t2diff_config import WITHOUT_UNET
 
 TILE = 16
 TAPS = 3
@@ -130,8 +131,8 @@ def kernel_shape(model: T2Diff, capability: int, *, samples: int = 1, bf16: bool
     if bf16 and capability < 80:
         raise ValueError(f"compute capability {capability / 10} has no bf16 products, 8.0 is the first")
     config = model.config
-    if config.predicted_next == "learned_token":
-        raise ValueError("predicted_next is learned_token: there is no reverse process")
+    if config.predicted_next in WITHOUT_UNET:
+        raise ValueError(f"predicted_next is {config.predicted_next}: there is no reverse process")
     shape = KernelShape(
         config.embedding_dim,
         *config.unet_channels,

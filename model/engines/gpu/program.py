@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from model.drift import slice_positions
 from model.engines.exact import attend_last
 from model.engines.exact_unet import ExactUNet
 from model.engines.gpu.graph_noise import Drawing, GraphNoise
@@ -57,7 +58,7 @@ class TowerProgram:
                 row = torch.arange(len(sequence), device=sequence.device)
                 intent = intent + sequence[row, request.length - 1][:, None]
         else:
-            intent = model.intent_token.expand(len(sequence), 1, -1)
+            intent = slice_positions(model.learned_next(sequence), (request.length - 1)[:, None])
         intent = intent.expand(-1, model.num_routes, -1)
         user = attend_last(model, request.batch, sequence, intent)
         if top_k == 0:

@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define T2_ABI 1
+#define T2_ABI 2
 #define T2_MAX_LAYERS 8
 #define T2_NUM_LAG_BUCKETS 32
 
@@ -37,7 +37,7 @@ typedef struct {
   float drift_scale, epsilon;
   const float *item_table;       // (num_items + 1, D)
   const uint8_t *seen_gap;       // (buckets)
-  const float *intent_token;     // (D), without diffusion only
+  const float *intent_token;     // (D), without a U-Net only: x̂, or its drift from the last behaviour
   const int32_t *noise_steps;    // (num_steps + 1): whose noise z_T is, then what each step adds; 0: none
   const float *coefficients;     // (num_steps, 3): of the prediction, of z_t, of the noise
   const float *step_tables[6];   // (num_steps, channels) of encode_full ... decode_full, bias included

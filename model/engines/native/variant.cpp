@@ -126,6 +126,12 @@ static int read_times(const Tower *tower, const int64_t *timestamp, int length, 
   return gap;
 }
 
+// x̂ of one learned vector, the last behaviour added or not, into `workspace->intent`.
+static void look_up(const Tower *tower, Workspace *workspace, const float *last_behaviour) {
+  for (int at = 0; at < tower->unet.dim; ++at)
+    workspace->intent[at] = tower->intent_token[at] + (tower->adds_sequence ? last_behaviour[at] : 0);
+}
+
 // x̂ after the last behaviour (Algorithm 2) into `workspace->intent`.
 static void generate(const Tower *tower, Workspace *workspace, int length, uint64_t key) {
   const Unet<Kind> &unet = tower->unet;
@@ -159,13 +165,10 @@ static int run(void *handle, const T2Batch *batch, int64_t first, int64_t last, 
     if (problem) return problem;
     int gap = read_times(tower, batch->timestamp + row * batch->width, (int)length, batch->request_time[row],
                          workspace->attention);
-    const float *intent = tower->intent_token;
+    if (!unet.num_steps) look_up(tower, workspace, sequence + (length - 1) * wide);
     for (int64_t answer = row * batch->num_routes; answer < (row + 1) * batch->num_routes; ++answer) {
-      if (unet.num_steps) {
-        generate(tower, workspace, (int)length, batch->keys[answer]);
-        intent = workspace->intent;
-      }
-      attend_last(tower->attention, workspace->attention, sequence, (int)length, intent, gap,
+      if (unet.num_steps) generate(tower, workspace, (int)length, batch->keys[answer]);
+      attend_last(tower->attention, workspace->attention, sequence, (int)length, workspace->intent, gap,
                   batch->user + answer * dim);
     }
   }
