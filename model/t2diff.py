@@ -4,8 +4,8 @@ The paper's Algorithm 1 hands the tower an x̂ made from the noised *true* next 
 inference cannot have; the tower learns to trust it and falls apart when serving. The default here
 hands training the x̂ that serving makes, generated from pure noise. `predicted_next` chooses:
 `generated` (default), `noised_truth` (Algorithm 1 as printed), `regressed` (the same U-Net without
-noise, the control of what diffusion is worth), `learned_drift` (no U-Net: the last behaviour and one drift
-learned for all), `learned_token` (not even that: the mixed-attention ablation).
+noise, the control of what diffusion is worth), `last_behaviour` (no U-Net: the last behaviour, with one scale
+and one shift learned for all), `learned_token` (not even that: the mixed-attention ablation).
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class T2Diff(TwoTower):
         self.register_buffer("seen_gap", torch.zeros(NUM_LAG_BUCKETS, dtype=torch.bool))
         if config.predicted_next in WITHOUT_UNET:
             self.intent_token = nn.Parameter(torch.zeros(config.embedding_dim))
+            if config.predicted_next == "last_behaviour":
+                self.last_scale = nn.Parameter(torch.ones(config.embedding_dim))
             return
         if config.predicted_next != "regressed":
             self.noise_dim = config.embedding_dim
@@ -269,7 +271,9 @@ class T2Diff(TwoTower):
     def learned_next(self, sequence: torch.Tensor) -> torch.Tensor:
         """x̂ of the models without a U-Net, after every position.   (B, N, D) -> (B, N, D)"""
         learned = self.intent_token.expand_as(sequence)
-        return apply_drift(learned, sequence) if self.config.predicted_next == "learned_drift" else learned
+        if self.config.predicted_next == "learned_token":
+            return learned
+        return apply_drift(learned, self.last_scale * sequence)
 
     def diffused_of(self, sequence: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
         """z_0, not yet scaled: the drifts (Eq. 11), or the behaviours that follow.

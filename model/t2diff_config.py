@@ -11,8 +11,8 @@ from model.mixed_attention import Readout
 from model.noise_schedule import BETA_SHAPES
 from model.unet1d import Padding
 
-PredictedNext = Literal["generated", "noised_truth", "regressed", "learned_drift", "learned_token"]
-WITHOUT_UNET = ("learned_drift", "learned_token")
+PredictedNext = Literal["generated", "noised_truth", "regressed", "last_behaviour", "learned_token"]
+WITHOUT_UNET = ("last_behaviour", "learned_token")
 Sampler = Literal["ddpm", "ddim"]
 
 

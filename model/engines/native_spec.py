@@ -52,6 +52,7 @@ class NativeSpec(Structure):
         ("item_table", _FLOATS),
         ("seen_gap", POINTER(c_uint8)),
         ("intent_token", _FLOATS),
+        ("last_scale", _FLOATS),
         ("noise_steps", POINTER(c_int32)),
         ("coefficients", _FLOATS),
         ("step_tables", _FLOATS * len(BLOCKS)),
@@ -115,8 +116,7 @@ class SpecWriter:
         spec.causal = config.unet_padding == "causal"
         spec.num_steps = len(plan.steps)
         spec.draws_start = plan.draws_start
-        learned = {"learned_drift": True, "learned_token": False}  # without a U-Net, its setting has no say
-        spec.adds_sequence = learned.get(config.predicted_next, config.drift_preparation)
+        spec.adds_sequence = config.drift_preparation
         spec.session_length = config.session_length
         spec.num_layers = config.num_layers
         spec.num_heads = config.num_heads
@@ -136,6 +136,8 @@ class SpecWriter:
         spec.seen_gap = self._pointer(model.seen_gap.to(torch.uint8), c_uint8)
         if not plan.steps:
             spec.intent_token = self._floats(model.intent_token)
+            if model.config.predicted_next == "last_behaviour":
+                spec.last_scale = self._floats(model.last_scale)
             return
         first = plan.steps[0] if plan.draws_start else 0
         added = [

@@ -49,7 +49,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
     "t2diff": {
         # what the diffusion is worth
         "learned_token": Variant({"predicted_next": "learned_token"}),  # mixed attention only
-        "learned_drift": Variant({"predicted_next": "learned_drift"}),  # and the last behaviour, no U-Net
+        "last_behaviour": Variant({"predicted_next": "last_behaviour"}),  # no U-Net, the last behaviour
         "regressed": Variant({"predicted_next": "regressed"}),  # the same U-Net without noise
         "without_drift": Variant({"drift_preparation": False}),
         "noised_truth": Variant({"predicted_next": "noised_truth"}),  # Algorithm 1's x̂

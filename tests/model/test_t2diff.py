@@ -18,7 +18,7 @@ from tests.model.conftest import TINY
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"predicted_next": "learned_token"},
-    {"predicted_next": "learned_drift"},
+    {"predicted_next": "last_behaviour"},
     {"predicted_next": "noised_truth"},
     {"readout": "mean"},
     {"time_lag": False},

@@ -30,7 +30,7 @@ struct Workspace {
 struct Tower {
   void *memory;
   int64_t num_items, session_gap_seconds;
-  const float *item_table, *intent_token;
+  const float *item_table, *intent_token, *last_scale;
   uint8_t seen_gap[T2_NUM_LAG_BUCKETS];
   bool adds_sequence;
   float drift_scale;
@@ -41,6 +41,7 @@ struct Tower {
 
   void build(Arena &arena, const T2Spec &spec) {
     intent_token = kept(arena, spec.intent_token, spec.embedding_dim);
+    last_scale = kept(arena, spec.last_scale, spec.embedding_dim);
     unet.build(arena, spec);
     last_unet.build(arena, spec);
     attention.build(arena, spec);
@@ -126,10 +127,11 @@ static int read_times(const Tower *tower, const int64_t *timestamp, int length, 
   return gap;
 }
 
-// x̂ of one learned vector, the last behaviour added or not, into `workspace->intent`.
+// x̂ without a U-Net into `workspace->intent`.
 static void look_up(const Tower *tower, Workspace *workspace, const float *last_behaviour) {
   for (int at = 0; at < tower->unet.dim; ++at)
-    workspace->intent[at] = tower->intent_token[at] + (tower->adds_sequence ? last_behaviour[at] : 0);
+    workspace->intent[at] =
+        tower->intent_token[at] + (tower->last_scale ? tower->last_scale[at] * last_behaviour[at] : 0);
 }
 
 // x̂ after the last behaviour (Algorithm 2) into `workspace->intent`.

@@ -39,7 +39,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"session_gap_seconds": 100_000},
     {"time_lag": False},
     {"predicted_next": "learned_token"},
-    {"predicted_next": "learned_drift"},
+    {"predicted_next": "last_behaviour"},
     {"predicted_next": "regressed"},
     {"drift_preparation": False},
     {"num_routes": 3},

@@ -26,7 +26,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"num_routes": 3},
     {"predicted_next": "regressed"},
     {"predicted_next": "learned_token"},
-    {"predicted_next": "learned_drift"},
+    {"predicted_next": "last_behaviour"},
     {"drift_preparation": False},
     {"num_inference_steps": 3, "sampler": "ddim"},
     {"session_gap_seconds": 100_000, "readout": "mean"},
