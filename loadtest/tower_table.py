@@ -9,7 +9,7 @@ import torch
 
 from index_builder.bundle import BundleError, load_bundle
 from loadtest.errors import LoadtestError
-from loadtest.tower_bench import BATCH_SIZES
+from loadtest.tower_bench import BATCH_SIZES, FEWER_STEPS
 from model.registry import build_model
 from model.t2diff import T2Diff
 
@@ -51,7 +51,10 @@ def tower_table(figures: dict[str, Any]) -> str:
         ("b1_over_b128", "fused, a sample of batch 1 over one of batch 128"),
         ("peak_share_bf16", "share of the core's bf16 peak"),
         ("peak_share_fp32", "share of the core's fp32 peak"),
-        ("ddim10_over_ddpm50", "DDIM-10 against the model's own sampling"),
+        *(
+            (f"ddim{steps}_over_ddpm50", f"DDIM-{steps} against the model's own sampling")
+            for steps in FEWER_STEPS
+        ),
     ):
         if name in figures:
             lines.append(f"- {text}: {figures[name]:.2f}")

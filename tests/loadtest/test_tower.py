@@ -49,7 +49,12 @@ def test_figures_of_the_fused_tower(figures):
         assert figures[f"ms_per_sample_b{size}"] == figures[f"ms_per_sample_fused_b{size}"]
         assert figures[f"fused_over_eager_b{size}"] > 0
     assert figures["b1_over_b128"] > 0
-    assert figures["ddim10_over_ddpm50"] > 0
+    for steps in (5, 10):
+        own = figures["ms_per_sample_fused_b128"]
+        assert figures[f"ddim{steps}_over_ddpm50"] == pytest.approx(
+            own / figures[f"ms_per_sample_ddim{steps}_b128"], rel=0.05
+        )
+    assert "ddim25_over_ddpm50" not in figures  # the model has 12 steps
     assert 0 < figures["peak_share_fp32"] < 1
     assert "bf16" not in figures["engine_fused_fp32"]
     assert ("peak_share_bf16" in figures) == figures["engine_fused"].endswith("bf16")
