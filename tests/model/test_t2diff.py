@@ -256,6 +256,21 @@ def test_drifts_are_diffused_or_without_drift_preparation_the_behaviours() -> No
         assert torch.allclose(model.next_of(scaled, sequence), following, atol=1e-6)
 
 
+def test_without_a_unet_the_tower_is_handed_the_last_behaviour_or_a_token() -> None:
+    batch = collate(_sequences([4]), max_length=6)
+    for predicted_next, share in (("last_behaviour", 2.0), ("learned_token", 0.0)):
+        model = _model(predicted_next=predicted_next)
+        with torch.no_grad():
+            model.intent_token.fill_(0.5)
+            if predicted_next == "last_behaviour":
+                model.last_scale.fill_(2.0)
+        handed: list[torch.Tensor] = []
+        model.attend = lambda b, s, intent, p, handed=handed: handed.append(intent) or intent  # type: ignore
+        model.user_embeddings(batch)
+        last = model.embed(batch.item_index)[:, int(batch.length[0]) - 1]
+        assert torch.allclose(handed[0][:, 0], share * last + 0.5)
+
+
 def test_a_pause_never_seen_in_training_is_treated_as_unknown() -> None:
     model = _model()
     for name, parameter in model.named_parameters():
