@@ -21,6 +21,7 @@ _RULES = (
     ("p99_over_p50", SMALLER_IS_BETTER),
     ("b1_over_b128", SMALLER_IS_BETTER),
     ("error_", SMALLER_IS_BETTER),
+    ("rss_less_1_gib_over_index", SMALLER_IS_BETTER),  # 0 up to 1 GiB
     ("_over_", LARGER_IS_BETTER),
     ("peak_share", LARGER_IS_BETTER),
 )

@@ -71,7 +71,13 @@ def test_figures_without_a_common_ratio_are_refused_in_one_line(compare):
 
 @pytest.mark.parametrize(
     ("name", "new", "worse"),
-    [("fused_over_eager_b1", 8.0, True), ("b1_over_b128", 12.0, True), ("b1_over_b128", 8.0, False)],
+    [
+        ("fused_over_eager_b1", 8.0, True),
+        ("b1_over_b128", 12.0, True),
+        ("b1_over_b128", 8.0, False),
+        ("fused_rss_less_1_gib_over_index", 12.0, True),
+        ("fused_rss_less_1_gib_over_index", 8.0, False),
+    ],
 )
 def test_each_ratio_is_judged_in_its_own_direction(name, new, worse):
     assert got_worse(name, 10.0, new, 0.1) is worse
