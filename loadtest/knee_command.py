@@ -155,7 +155,7 @@ def _sizes(services: Sequence[Served], index_bytes: int) -> Figures:
     figures: Figures = {"index_bytes": index_bytes}
     for served in services:
         figures[f"{served.name}_rss_bytes"] = memory = served.memory_bytes()
-        figures[f"{served.name}_rss_less_1_gib_over_index"] = max(0, memory - 2**30) / index_bytes
+        figures[f"{served.name}_rss_less_1_gib_over_index"] = (memory - 2**30) / index_bytes
         figures[f"{served.name}_start_seconds"] = served.start_s
     return figures
 

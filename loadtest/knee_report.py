@@ -76,7 +76,8 @@ def _memory_line(figures: Figures, name: str) -> str:
     index, memory = (float(figures[key] or 0) / 2**30 for key in ("index_bytes", f"{name}_rss_bytes"))
     start = _number(figures[f"{name}_start_seconds"])
     beyond = figures[f"{name}_rss_less_1_gib_over_index"]
-    memory_beyond = f"beyond 1 GiB {_number(beyond)} times the index" if beyond else "all within 1 GiB"
+    over = isinstance(beyond, int | float) and beyond > 0
+    memory_beyond = f"beyond 1 GiB {_number(beyond)} times the index" if over else "all within 1 GiB"
     return (
         f"- {name}: ready after {start} s; {memory:.2f} GiB resident after the load, index {index:.2f} GiB: "
         f"{memory_beyond}"

@@ -21,7 +21,7 @@ _RULES = (
     ("p99_over_p50", SMALLER_IS_BETTER),
     ("b1_over_b128", SMALLER_IS_BETTER),
     ("error_", SMALLER_IS_BETTER),
-    ("rss_less_1_gib_over_index", SMALLER_IS_BETTER),  # 0 up to 1 GiB
+    ("rss_less_1_gib_over_index", SMALLER_IS_BETTER),  # below 0: none is over
     ("_over_", LARGER_IS_BETTER),
     ("peak_share", LARGER_IS_BETTER),
 )
@@ -70,7 +70,7 @@ def got_worse(name: str, old: Any, new: Any, margin: float) -> bool:
         return False
     if direction(name) == LARGER_IS_BETTER:
         return bool(new < old * (1 - margin))
-    return bool(new > old * (1 + margin))
+    return bool(max(new, 0) > max(old, 0) * (1 + margin))
 
 
 def read_figures(path: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def bench_towers(
     if rounds < 1:
         raise LoadtestError(f"rounds must be at least 1, got {rounds}")
     torch.set_num_threads(1)
-    runners = _runners(model)
+    runners = runners_of(model)
     batches = {size: _batch(model, size) for size in batch_sizes}
     peaks: dict[str, list[float]] = {}
     for runner in runners.values():  # warm up
@@ -87,7 +87,9 @@ def bench_towers(
     return _figures(model, runners, peaks, batch_sizes, rounds)
 
 
-def _runners(model: T2Diff) -> dict[str, _Runner]:
+def runners_of(model: T2Diff) -> dict[str, _Runner]:
+    """Every engine to measure, by its name in the figures; DDIM only with fewer steps than the model."""
+
     def plain(batch: SequenceBatch, keys: list[int]) -> torch.Tensor:
         shape = (len(keys) * model.num_routes, batch.item_index.shape[1], model.noise_dim)
         with torch.no_grad():

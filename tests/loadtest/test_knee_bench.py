@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
 from loadtest.core_sharing import slowdown
 from loadtest.knee_bench import Measured, knee_figures
+from loadtest.knee_report import knee_report
 from loadtest.probe import summarise
 from loadtest.served import CpuUsed
 from tests import forked
 
 RATE = 10.0
+RESULTS = Path(__file__).parents[2] / "loadtest" / "results"
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def test_the_command_measures_real_services_and_leaves_a_report(tmp_path):
     assert figures["num_items"] == 200
     assert figures["index_bytes"] >= 200 * 64 * 4
     assert figures["eager_rss_less_1_gib_over_index"] == pytest.approx(
-        max(0, figures["eager_rss_bytes"] - 2**30) / figures["index_bytes"]
+        (figures["eager_rss_bytes"] - 2**30) / figures["index_bytes"]
     )
     assert 0 < figures["eager_start_seconds"] < 120
     assert figures["eager_engine"] == "eager"
@@ -82,6 +85,18 @@ def test_the_command_measures_real_services_and_leaves_a_report(tmp_path):
         "probes.json",
     }
     assert json.loads((folder / "figures.json").read_text()) == figures
+    assert "GiB: all within 1 GiB" in (folder / "report.md").read_text()
+
+
+def test_memory_beyond_a_gibibyte_is_shown_as_a_multiple_of_the_index(measured):
+    figures = json.loads((RESULTS / "knee-10000000-20261123T124931Z" / "figures.json").read_text())
+    report = knee_report(figures, [measured("fused"), measured("eager")])
+    assert (
+        "- fused: ready after 5.738 s; 3.76 GiB resident after the load, index 2.78 GiB: beyond 1 GiB 0.9909"
+        in report
+    )
+    less = figures | {"fused_rss_less_1_gib_over_index": -0.5}
+    assert "GiB: all within 1 GiB" in knee_report(less, [measured("fused"), measured("eager")])
 
 
 def test_what_kept_a_cpu_busy_is_gone_afterwards():

@@ -81,3 +81,8 @@ def test_figures_without_a_common_ratio_are_refused_in_one_line(compare):
 )
 def test_each_ratio_is_judged_in_its_own_direction(name, new, worse):
     assert got_worse(name, 10.0, new, 0.1) is worse
+
+
+@pytest.mark.parametrize(("new", "worse"), [(-700.0, False), (0.5, True)])
+def test_memory_within_a_gibibyte_is_as_good_as_any_other_such(new, worse):
+    assert got_worse("fused_rss_less_1_gib_over_index", -800.0, new, 0.1) is worse

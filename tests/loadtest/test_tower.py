@@ -6,15 +6,18 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from index_builder.publish import Store
 from loadtest import cli
 from loadtest.errors import LoadtestError
-from loadtest.tower_bench import bench_towers
+from loadtest.tower_bench import bench_towers, runners_of
 from loadtest.tower_table import tower_model, tower_table
+from model.batch import Sequence, collate
 from model.engines.native_library import native_library
+from model.engines.tower_engine import build_tower_engine
 from model.registry import build_model
 from model.t2diff import T2Diff
 from tests.untrained import build_untrained
@@ -60,12 +63,26 @@ def test_figures_of_the_fused_tower(figures):
     assert ("peak_share_bf16" in figures) == figures["engine_fused"].endswith("bf16")
 
 
+def test_fewer_steps_are_taken_by_ddim():
+    if native_library() is None:
+        pytest.skip("no C++ compiler here: the fused tower was not built")
+    model = tower_model(None)
+    batch = collate([Sequence(np.arange(1, 9), np.arange(8), 9)], max_length=model.max_length)
+    for steps in (5, 10, 25):
+        alone = build_tower_engine(model, kind="fused", num_inference_steps=steps, sampler="ddim")
+        measured = runners_of(model)[f"ddim{steps}"].embed(batch, [3])
+        assert torch.equal(measured, alone.user_embeddings(batch, [3]))
+
+
 def test_the_table_shows_every_engine_and_size(figures):
     table = tower_table(figures)
     for name in ("plain", "eager", "exact"):
         assert f"| {name} ({figures[f'engine_{name}']}) |" in table
     assert "batch 1 | batch 8 | batch 32 | batch 128" in table
     assert f"{figures['exact_over_eager_b32']:.1f}×" in table
+    for name in [each for each in figures if each.startswith("ddim") and each.endswith("_over_ddpm50")]:
+        steps = name.removeprefix("ddim").partition("_")[0]
+        assert f"- DDIM-{steps} against the model's own sampling: {figures[name]:.2f}" in table
 
 
 def test_the_command_refuses_what_is_no_bundle(tmp_path, monkeypatch, capsys):

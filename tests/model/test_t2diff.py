@@ -271,6 +271,16 @@ def test_without_a_unet_the_tower_is_handed_the_last_behaviour_or_a_token() -> N
         assert torch.allclose(handed[0][:, 0], share * last + 0.5)
 
 
+@pytest.mark.parametrize("predicted_next", ["last_behaviour", "learned_token"])
+def test_what_stands_for_the_intent_without_a_unet_is_learned(predicted_next: str) -> None:
+    model = _model(predicted_next=predicted_next)
+    with torch.no_grad():
+        model.intent_token.normal_()
+    model.training_loss(_with_targets(collate(_sequences([6, 3, 1]), max_length=6))).backward()
+    learned = [model.intent_token] + ([model.last_scale] if predicted_next == "last_behaviour" else [])
+    assert all(each.grad is not None and bool((each.grad != 0).any()) for each in learned)
+
+
 def test_a_pause_never_seen_in_training_is_treated_as_unknown() -> None:
     model = _model()
     for name, parameter in model.named_parameters():

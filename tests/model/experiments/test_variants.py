@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from model.experiments.published import TABLE_2, TABLE_3, TABLE_4
 from model.experiments.variants import VARIANTS, Variant, read_variants, resolve, variants_of
 from model.registry import MODELS, build_model
+from model.t2diff_config import PredictedNext, T2DiffConfig
 
 
 @pytest.mark.parametrize("spec", [f"{model}:{variant}" for model in MODELS for variant in variants_of(model)])
@@ -66,6 +68,12 @@ def test_a_file_adds_variants_and_its_mistakes_are_named(tmp_path: Path) -> None
         file.write_text(text)
         with pytest.raises(ValueError, match=r"variants: .*own\.toml"):
             read_variants(file)
+
+
+def test_what_can_stand_for_the_intent_has_a_variant_of_its_name() -> None:
+    for name in get_args(PredictedNext):
+        if name != T2DiffConfig().predicted_next:
+            assert resolve(f"t2diff:{name}")[2].model["predicted_next"] == name
 
 
 def test_the_papers_tables_are_as_printed() -> None:

@@ -43,8 +43,9 @@ def test_where_the_kernel_cannot_run_it_says_why() -> None:
         kernel_shape(tower_model(max_length=2000), 90)
     with pytest.raises(ValueError, match=r"bytes of shared memory, compute capability 7.5 has 65,536"):
         kernel_shape(tower_model(max_length=150), 75)
-    with pytest.raises(ValueError, match="learned_token"):
-        kernel_shape(tower_model(predicted_next="learned_token"), 90)
+    for predicted_next in ("learned_token", "last_behaviour"):
+        with pytest.raises(ValueError, match=f"{predicted_next}: there is no reverse process"):
+            kernel_shape(tower_model(predicted_next=predicted_next), 90)
     with pytest.raises(ValueError, match=r"compute capability 6.1 is not one of"):
         kernel_shape(tower_model(), 61)
     with pytest.raises(ValueError, match=r"compute capability 7.5 has no bf16"):
