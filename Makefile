@@ -53,8 +53,9 @@ demo: $(READY)
 nightly-demo: $(READY)
 	@$(BIN)/python deploy/nightly_demo.py $(NIGHTLY_DEMO_ARGS)
 
+# Three at a time on two cores: most tests wait for servers and processes.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # Atheris has no wheels for every platform: the rest of the test runs without it, and its report says so.
 stress: $(READY)
