@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from model.seen_items import SeenPairs
+
 SCORES_AT_ONCE = 1 << 20
 """4 MiB of float32 scores: within a share of the last cache."""
 
@@ -27,18 +29,33 @@ SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def linear_cross_entropy(
-    user_embedding: torch.Tensor, item_embeddings: torch.Tensor, target: torch.Tensor
+    user_embedding: torch.Tensor,
+    item_embeddings: torch.Tensor,
+    target: torch.Tensor,
+    seen: SeenPairs | None = None,
 ) -> torch.Tensor:
     """Mean of -log softmax(user · items)[target], an item's score being its best over a user's routes.
 
     user_embedding: (P, D) or (P, R, D)   item_embeddings: (M, D)   target: (P,) rows of item_embeddings
-    -> scalar
+    seen: of each user what the softmax leaves out, unless it is the target   -> scalar
     """
     routes = user_embedding if user_embedding.ndim == 3 else user_embedding[:, None]  # (P, R, D)
     if user_embedding.device.type != "cpu":
-        return F.cross_entropy((routes @ item_embeddings.T).amax(dim=1), target)
-    loss: torch.Tensor = _LinearCrossEntropy.apply(routes, item_embeddings, target)
+        return plain_cross_entropy(routes, item_embeddings, target, seen)
+    loss: torch.Tensor = _LinearCrossEntropy.apply(routes, item_embeddings, target, seen)
     return loss
+
+
+def plain_cross_entropy(
+    routes: torch.Tensor, item_embeddings: torch.Tensor, target: torch.Tensor, seen: SeenPairs | None
+) -> torch.Tensor:
+    """The same with all the scores at once.   routes: (P, R, D)"""
+    scores = (routes @ item_embeddings.T).amax(dim=1)  # (P, M)
+    if seen is not None:
+        row, item = seen
+        kept = scores[row, item].masked_fill(item != target[row], float("-inf"))
+        scores = scores.index_put((row, item), kept)
+    return F.cross_entropy(scores, target)
 
 
 def product_dtype(num_items: int) -> torch.dtype:
@@ -53,7 +70,9 @@ def _has_bfloat16() -> bool:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, user: torch.Tensor, items: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, user: torch.Tensor, items: torch.Tensor, target: torch.Tensor, seen: SeenPairs | None
+    ) -> torch.Tensor:
         """user: (P, R, D)   items: (M, D)   target: (P,)"""
         num_users, num_routes, _ = user.shape
         num_items = len(items)
@@ -74,6 +93,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for number in range(num_routes):
                 into = scores if number else best
                 into[:count] = torch.mm(user_16[rows, number], items_16.T, out=product[:count])
+                if seen is not None:
+                    into.view(-1)[_places(seen, rows, num_items)] = float("-inf")
                 into[:count].scatter_(1, answer, exact[:, number, None])
                 if route is not None and number:
                     better = scores[:count] > best[:count]
@@ -99,7 +120,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss / num_users
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         user_gradient, items_gradient = ctx.saved_tensors
         scale = gradient / len(user_gradient)
-        return user_gradient * scale, items_gradient * scale, None
+        return user_gradient * scale, items_gradient * scale, None, None
+
+
+def _places(seen: SeenPairs, rows: slice, num_items: int) -> torch.Tensor:
+    """Where the pairs of some rows stand in a flat (rows, M)."""
+    first, last = torch.searchsorted(seen[0], torch.tensor([rows.start, rows.stop])).tolist()
+    return (seen[0][first:last] - rows.start) * num_items + seen[1][first:last]

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from model.batch_part import mean_of_whole
 from model.linear_cross_entropy import linear_cross_entropy
+from model.seen_items import SeenPairs
 
 MAX_FULL_SOFTMAX_ITEMS = 60_000
 """Above it the softmax is sampled by default. Up to here all items, taken in pieces, cost no more than 8,192
@@ -26,14 +27,18 @@ def kl_loss(predicted_drift: torch.Tensor, drift: torch.Tensor, mask: torch.Tens
 
 
 def tower_loss(
-    user_embedding: torch.Tensor, item_embeddings: torch.Tensor, target: torch.Tensor
+    user_embedding: torch.Tensor,
+    item_embeddings: torch.Tensor,
+    target: torch.Tensor,
+    seen: SeenPairs | None = None,
 ) -> torch.Tensor:
     """Softmax cross-entropy over every item (Eq. 24).
 
     user_embedding: (P, D), or (P, R, D) of whose routes an item's best score counts
-    item_embeddings: (M, D)   target: (P,) long rows of item_embeddings   -> scalar
+    item_embeddings: (M, D)   target: (P,) long rows of item_embeddings
+    seen: of each user the rows that the softmax leaves out, unless one is the target   -> scalar
     """
-    return mean_of_whole(linear_cross_entropy(user_embedding, item_embeddings, target), len(target))
+    return mean_of_whole(linear_cross_entropy(user_embedding, item_embeddings, target, seen), len(target))
 
 
 def sampled_tower_loss(
@@ -42,6 +47,7 @@ def sampled_tower_loss(
     target: torch.Tensor,
     negative: torch.Tensor,
     log_expected_count: torch.Tensor,
+    seen: SeenPairs | None = None,
 ) -> torch.Tensor:
     """Eq. 24 with its denominator estimated from shared negatives, for corpora too large for all items.
 
@@ -50,12 +56,16 @@ def sampled_tower_loss(
     denominator unbiased whatever the sampling distribution. The target itself is certain, so it is
     not corrected, and a negative that equals the target is left out.
     user_embedding: (P, D) or (P, R, D)   target: (P,) rows   negative: (Q,) rows
-    log_expected_count: (Q,)   -> scalar
+    log_expected_count: (Q,)   seen: as of `tower_loss`   -> scalar
     """
     routes = user_embedding if user_embedding.ndim == 3 else user_embedding[:, None]  # (P, R, D)
     positive = (routes @ item_embeddings[target][:, :, None]).amax(dim=1)  # (P, 1)
     scores = (routes @ item_embeddings[negative].T).amax(dim=1) - log_expected_count  # (P, Q)
-    scores = scores.masked_fill(negative[None, :] == target[:, None], float("-inf"))
+    left_out = negative[None, :] == target[:, None]  # (P, Q)
+    if seen is not None:
+        is_seen = torch.zeros(len(target), len(item_embeddings), dtype=torch.bool, device=scores.device)
+        left_out |= is_seen.index_put(seen, torch.ones_like(seen[0], dtype=torch.bool))[:, negative]
+    scores = scores.masked_fill(left_out, float("-inf"))
     logits = torch.cat([positive, scores], dim=1)  # (P, 1 + Q)
     return mean_of_whole(F.cross_entropy(logits, torch.zeros_like(target)), len(target))
 

@@ -24,6 +24,7 @@ from model.losses import kl_loss, sample_negatives, sampled_tower_loss, tower_lo
 from model.mixed_attention import MixedAttention
 from model.noise import Noise, fresh_noise
 from model.noise_schedule import NoiseSchedule
+from model.seen_items import SeenPairs, pairs_among, seen_pairs
 from model.sessions import NUM_LAG_BUCKETS, lag_bucket, session_start
 from model.t2diff_config import WITHOUT_UNET, T2DiffConfig
 from model.two_tower import TwoTower
@@ -121,7 +122,7 @@ class T2Diff(TwoTower):
         )
         user = user.unflatten(1, (self.num_routes, -1)).transpose(1, 2)  # (B, N, R, D)
         target = batch.target[supervised] - 1
-        return self._softmax_loss(user[supervised], target) + generator_loss
+        return self._softmax_loss(user[supervised], target, self._left_out(batch)) + generator_loss
 
     def observe_item_counts(self, counts: torch.Tensor) -> None:
         """Negatives are drawn in proportion to count^0.75, the usual middle between uniform and popular."""
@@ -262,7 +263,14 @@ class T2Diff(TwoTower):
         supervised = batch.target != 0
         user = self.intent_scale * predicted_next.transpose(1, 2)[supervised]  # (P, R, D)
         target = batch.target[supervised] - 1
-        return self._softmax_loss(user, target, lambda items: self.norm_item(items.detach()))
+        return self._softmax_loss(
+            user, target, self._left_out(batch), lambda items: self.norm_item(items.detach())
+        )
+
+    def _left_out(self, batch: SequenceBatch) -> SeenPairs | None:
+        """What the softmax leaves out for each position that has a target."""
+        assert batch.target is not None
+        return seen_pairs(batch.item_index, batch.target != 0) if self.config.leave_out_seen else None
 
     def _routes(self, values: torch.Tensor) -> torch.Tensor:
         """The same for every route.   (B, N, D) -> (B, R, N, D)"""
@@ -298,14 +306,16 @@ class T2Diff(TwoTower):
         self,
         user: torch.Tensor,
         target: torch.Tensor,
+        seen: SeenPairs | None,
         embed: Callable[[torch.Tensor], torch.Tensor] = lambda items: items,
     ) -> torch.Tensor:
         """Over all items, or sampled ones.
 
-        user: (P, R, D)   target: (P,) rows of item_embeddings   embed: their embeddings' (K, D)   -> scalar
+        user: (P, R, D)   target: (P,) rows of item_embeddings   embed: their embeddings' (K, D)
+        seen: of each user the rows that are left out   -> scalar
         """
         if self.num_items <= self.config.max_full_softmax_items:
-            return tower_loss(user, embed(self.item_embeddings()), target)
+            return tower_loss(user, embed(self.item_embeddings()), target, seen)
         negative, log_expected_count = sample_negatives(self.sampling_probability, self.config.num_negatives)
         # only the rows that are scored are read, each once: a table in pieces has to fetch them
         scored, row = torch.unique(torch.cat([target, negative]), return_inverse=True)
@@ -315,4 +325,5 @@ class T2Diff(TwoTower):
             row[: len(target)],
             row[len(target) :],
             log_expected_count,
+            pairs_among(seen, scored) if seen is not None else None,
         )

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.losses import MAX_FULL_SOFTMAX_ITEMS, sample_negatives, sampled_tower_loss, tower_loss
+from model.seen_items import SeenPairs, pairs_among
 
 ItemTower = Callable[[torch.Tensor], torch.Tensor]
 """item_index (K,) in 1..M -> (K, D)"""
@@ -59,17 +60,22 @@ class ItemSoftmax(nn.Module):
         return self.item_table.weight[1:]
 
     def loss(
-        self, user: torch.Tensor, target: torch.Tensor, items: torch.Tensor | ItemTower | None = None
+        self,
+        user: torch.Tensor,
+        target: torch.Tensor,
+        items: torch.Tensor | ItemTower | None = None,
+        seen: SeenPairs | None = None,
     ) -> torch.Tensor:
         """Softmax cross-entropy of user · item.
 
         user: (P, D), or (P, R, D) of whose routes the best counts   target: (P,) item indices in 1..M
         items: what to score in place of the table's rows, as (M, D) or as an item tower. A model that
         compares by distance passes [2·user, -1] and [item, |item|²], whose inner product is
-        -|user - item|² up to the user's own norm   -> scalar
+        -|user - item|² up to the user's own norm
+        seen: of each user what the softmax leaves out, unless it is the target   -> scalar
         """
         if self.num_items <= self.max_full_softmax_items:
-            return tower_loss(user, self._embeddings_of(None, items), target - 1)
+            return tower_loss(user, self._embeddings_of(None, items), target - 1, seen)
         negative, log_expected_count = sample_negatives(self.sampling_probability, self.num_negatives)
         # only the items that are scored pass through the item tower, each once
         scored, row = torch.unique(torch.cat([target, negative + 1]), return_inverse=True)
@@ -79,6 +85,7 @@ class ItemSoftmax(nn.Module):
             row[: len(target)],
             row[len(target) :],
             log_expected_count,
+            pairs_among(seen, scored - 1) if seen is not None else None,
         )
 
     def _embeddings_of(

@@ -33,6 +33,7 @@ from model.baselines.settings import check_at_least, check_choice, check_heads, 
 from model.batch import SequenceBatch
 from model.dropout import Dropout
 from model.losses import MAX_FULL_SOFTMAX_ITEMS
+from model.seen_items import seen_pairs
 from model.sessions import NUM_LAG_BUCKETS, lag_bucket
 from model.small_embedding import SmallEmbedding
 
@@ -57,6 +58,7 @@ class SASRecConfig:
     loss: Loss = "full_softmax"
     max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS  # above it, the softmax is sampled
     num_negatives: int = 8_192
+    leave_out_seen: bool = False  # from the softmax, as T2Diff's
 
     def __post_init__(self) -> None:
         check_choice(self, "loss", get_args(Loss))
@@ -64,6 +66,8 @@ class SASRecConfig:
         check_at_least(self, 1, ("max_length", "num_layers", "num_heads", "feed_forward_hidden"))
         check_heads(self)
         check_share(self, ("dropout", "request_time_dropout"))
+        if self.leave_out_seen and self.loss != "full_softmax":
+            raise ValueError(f"leave_out_seen needs loss = full_softmax, got {self.loss}")
 
 
 class SASRec(DenseTower):
@@ -100,11 +104,15 @@ class SASRec(DenseTower):
             tokens = block(tokens, back, lag)
         return self.norm(tokens)
 
-    def loss(self, user: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The softmax, or the paper's binary loss with one negative.   user: (P, D)   target: (P,)"""
+    def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
+        """The softmax, or the paper's binary loss with one negative, of every position that has a target."""
+        assert batch.target is not None
+        supervised = batch.target != 0  # (B, N)
+        user, target = self.states(batch)[supervised], batch.target[supervised]
         if self.config.loss == "binary":
             return self.items.binary_loss(user, target)
-        return self.items.loss(user, target)
+        seen = seen_pairs(batch.item_index, supervised) if self.config.leave_out_seen else None
+        return self.items.loss(user, target, seen=seen)
 
 
 class CausalBlock(nn.Module):

@@ -36,6 +36,9 @@ MEASURED = "measured-1"
 """The number changes with what is measured: older folders are then measured again, not trained again."""
 
 _NOT_OUTCOME = ("device", "num_threads", "save_every_updates")
+_ADDED_SETTINGS = {"leave_out_seen": False}
+"""Settings younger than the recorded runs, and what those ran with: so set, they are not part of a digest."""
+
 SHARE_OF_TRAINING = 0.9
 """How far a run is, for its progress bar, when training ends and measuring begins."""
 
@@ -97,7 +100,8 @@ def plan_run(
     """The run of a recipe on a split, in its folder under `work`."""
     shaping = {name: value for name, value in vars(training).items() if name not in _NOT_OUTCOME}
     log = split.test.interactions.fingerprint
-    outcome = json.dumps([model, model_config, shaping, log, split.train.fingerprint], sort_keys=True)
+    settings = dict(item for item in model_config.items() if item not in _ADDED_SETTINGS.items())
+    outcome = json.dumps([model, settings, shaping, log, split.train.fingerprint], sort_keys=True)
     digest = hashlib.sha256(outcome.encode()).hexdigest()[:12]
     label = re.sub(r"[^A-Za-z0-9_+]+", "-", f"{model}-{variant}" if variant else model)
     folder = Path(work) / log[:8] / f"{label}-seed{training.seed}-{digest}"

@@ -19,14 +19,15 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from model.batch import PADDING_INDEX, Sequence, SequenceBatch, collate
 from model.data.dataset import Split
 from model.data.interactions import Interactions
 from model.data.windows import TrainingWindows
 from model.dropout import Dropout
+from model.linear_cross_entropy import plain_cross_entropy
 from model.registry import build_model
+from model.seen_items import SeenPairs
 from model.small_embedding import SmallEmbedding
 from model.two_tower import TwoTower
 
@@ -86,7 +87,7 @@ def _stepper(model: TwoTower, batches: Iterator[SequenceBatch], *, fused: bool) 
         if fused:
             loss = model.training_loss(batch)
         else:
-            with patch("model.losses.linear_cross_entropy", _plain_cross_entropy):
+            with patch("model.losses.linear_cross_entropy", _all_at_once):
                 loss = model.training_loss(batch)
         optimizer.zero_grad()
         loss.backward()
@@ -98,9 +99,10 @@ def _stepper(model: TwoTower, batches: Iterator[SequenceBatch], *, fused: bool) 
     return step
 
 
-def _plain_cross_entropy(user: torch.Tensor, items: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    routes = user if user.ndim == 3 else user[:, None]
-    return F.cross_entropy((routes @ items.T).amax(dim=1), target)
+def _all_at_once(
+    user: torch.Tensor, items: torch.Tensor, target: torch.Tensor, seen: SeenPairs | None
+) -> torch.Tensor:
+    return plain_cross_entropy(user if user.ndim == 3 else user[:, None], items, target, seen)
 
 
 def _trainer_batches(windows: TrainingWindows, batch_size: int, seed: int) -> Iterator[SequenceBatch]:

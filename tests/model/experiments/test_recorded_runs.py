@@ -16,6 +16,7 @@ from model.experiments.recorded_runs import (
     recorded_entries,
     runs_to_do,
 )
+from model.experiments.runs import plan_run
 from model.experiments.search import read_tuned
 from model.significance import bootstrap_intervals, seed_and_user_intervals
 from tests.model.experiments.conftest import BASE, OWN, plan
@@ -114,3 +115,20 @@ def test_settings_are_taken_from_an_earlier_comparison(split: Split, tmp_path: P
         (wide / "results.json").write_text(text)
         with pytest.raises(ValueError, match="not the results"):
             read_tuned([wide / "results.json"])
+
+
+def test_a_setting_younger_than_a_record_leaves_its_runs_found(split: Split, tmp_path: Path) -> None:
+    """As `leave_out_seen` is: at the value that all had before it, it does not shape the digest."""
+    (plain,) = plan(split, tmp_path, "sasrec:tiny")
+    (left_out,) = plan(split, tmp_path, "sasrec:tiny+leave_out_seen")
+    assert plain.model_config["leave_out_seen"] is False
+    without = {name: value for name, value in plain.model_config.items() if name != "leave_out_seen"}
+
+    def planned(config: dict[str, Any]) -> str:
+        return plan_run(
+            tmp_path, split, model="sasrec", variant="tiny", model_config=config, training=plain.training
+        ).folder.name
+
+    assert planned(plain.model_config) == planned(without) == plain.folder.name
+    assert planned(left_out.model_config) not in (plain.folder.name, planned({**without, "dropout": 0.5}))
+    assert planned({**without, "dropout": 0.5}) != plain.folder.name
