@@ -270,7 +270,7 @@ class T2Diff(TwoTower):
     def _left_out(self, batch: SequenceBatch) -> SeenPairs | None:
         """What the softmax leaves out for each position that has a target."""
         assert batch.target is not None
-        return seen_pairs(batch.item_index, batch.target != 0) if self.config.leave_out_seen else None
+        return seen_pairs(batch.item_index, batch.target != 0) if self.config.exclude_seen else None
 
     def _routes(self, values: torch.Tensor) -> torch.Tensor:
         """The same for every route.   (B, N, D) -> (B, R, N, D)"""

@@ -52,7 +52,7 @@ class T2DiffConfig:
     dropout: float = 0.2
     max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS  # above it, the softmax is sampled
     num_negatives: int = 8_192
-    leave_out_seen: bool = False  # from the softmax, for a service that filters what a user has seen
+    exclude_seen: bool = False  # from the training softmax, for a service that excludes it too
 
     def __post_init__(self) -> None:
         for name, choices in (

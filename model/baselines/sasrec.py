@@ -58,7 +58,7 @@ class SASRecConfig:
     loss: Loss = "full_softmax"
     max_full_softmax_items: int = MAX_FULL_SOFTMAX_ITEMS  # above it, the softmax is sampled
     num_negatives: int = 8_192
-    leave_out_seen: bool = False  # from the softmax, as T2Diff's
+    exclude_seen: bool = False  # from the training softmax, as T2Diff's
 
     def __post_init__(self) -> None:
         check_choice(self, "loss", get_args(Loss))
@@ -66,8 +66,8 @@ class SASRecConfig:
         check_at_least(self, 1, ("max_length", "num_layers", "num_heads", "feed_forward_hidden"))
         check_heads(self)
         check_share(self, ("dropout", "request_time_dropout"))
-        if self.leave_out_seen and self.loss != "full_softmax":
-            raise ValueError(f"leave_out_seen needs loss = full_softmax, got {self.loss}")
+        if self.exclude_seen and self.loss != "full_softmax":
+            raise ValueError(f"exclude_seen needs loss = full_softmax, got {self.loss}")
 
 
 class SASRec(DenseTower):
@@ -111,7 +111,7 @@ class SASRec(DenseTower):
         user, target = self.states(batch)[supervised], batch.target[supervised]
         if self.config.loss == "binary":
             return self.items.binary_loss(user, target)
-        seen = seen_pairs(batch.item_index, supervised) if self.config.leave_out_seen else None
+        seen = seen_pairs(batch.item_index, supervised) if self.config.exclude_seen else None
         return self.items.loss(user, target, seen=seen)
 
 

@@ -38,7 +38,7 @@ ANY_MODEL: dict[str, Variant] = {
     "no_lag": Variant({"time_lag": False}),
     "n50": Variant({"max_length": 50}),
     "n200": Variant({"max_length": 200}),
-    "leave_out_seen": Variant({"leave_out_seen": True}),
+    "exclude_seen": Variant({"exclude_seen": True}),
     "last_position": Variant(training={"targets_per_window": 1}),
     "epochs_18": Variant(training={"epochs": 18}),  # the wall time of ten epochs of T2Diff, for SASRec
     "epochs_40": Variant(training={"epochs": 40}),

@@ -112,7 +112,7 @@ def test_a_seen_item_counts_for_nothing_unless_it_is_the_target(
             settings = {**settings, "intent_loss_weight": 0.5}
         torch.manual_seed(0)
         model: TwoTower = build_model(
-            model_name.split("_")[0], {**settings, **sampled, "leave_out_seen": leave_out}, 12
+            model_name.split("_")[0], {**settings, **sampled, "exclude_seen": leave_out}, 12
         )
         with torch.no_grad():
             table = next(p for name, p in model.named_parameters() if "item_table" in name)

@@ -32,7 +32,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"num_routes": 3},
     {"num_routes": 2, "intent_loss_weight": 0.5, "max_full_softmax_items": 5, "num_negatives": 64},
     {"max_full_softmax_items": 5, "num_negatives": 64},
-    {"leave_out_seen": True, "num_routes": 2},
+    {"exclude_seen": True, "num_routes": 2},
 ]
 
 

@@ -36,7 +36,7 @@ SAMPLED = {"max_full_softmax_items": 10, "num_negatives": 12}
 CASES: dict[str, dict[str, Any]] = {
     "without_dropout": {"time_lag": False},  # some parameters are then without a gradient
     "with_dropout": {**RANDOM, "num_routes": 2, "intent_loss_weight": 0.5, "num_training_steps": 2},
-    "with_sampled_softmax": {**RANDOM, **SAMPLED, "leave_out_seen": True},
+    "with_sampled_softmax": {**RANDOM, **SAMPLED, "exclude_seen": True},
     "sharded_and_resumed": {**RANDOM, **SAMPLED, "intent_loss_weight": 0.5},
 }
 

@@ -82,7 +82,7 @@ def test_wrong_settings_are_named() -> None:
         SASRecConfig(embedding_dim=7)
     with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 1.0"):
         SASRecConfig(dropout=1.0)
-    with pytest.raises(ValueError, match="leave_out_seen needs loss = full_softmax, got binary"):
-        SASRecConfig(leave_out_seen=True, loss="binary")
+    with pytest.raises(ValueError, match="exclude_seen needs loss = full_softmax, got binary"):
+        SASRecConfig(exclude_seen=True, loss="binary")
     with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
         SASRecConfig(num_layers=0)

@@ -118,11 +118,11 @@ def test_settings_are_taken_from_an_earlier_comparison(split: Split, tmp_path: P
 
 
 def test_a_setting_younger_than_a_record_leaves_its_runs_found(split: Split, tmp_path: Path) -> None:
-    """As `leave_out_seen` is: at the value that all had before it, it does not shape the digest."""
+    """As `exclude_seen` is: at the value that all had before it, it does not shape the digest."""
     (plain,) = plan(split, tmp_path, "sasrec:tiny")
-    (left_out,) = plan(split, tmp_path, "sasrec:tiny+leave_out_seen")
-    assert plain.model_config["leave_out_seen"] is False
-    without = {name: value for name, value in plain.model_config.items() if name != "leave_out_seen"}
+    (left_out,) = plan(split, tmp_path, "sasrec:tiny+exclude_seen")
+    assert plain.model_config["exclude_seen"] is False
+    without = {name: value for name, value in plain.model_config.items() if name != "exclude_seen"}
 
     def planned(config: dict[str, Any]) -> str:
         return plan_run(
