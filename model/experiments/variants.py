@@ -40,6 +40,7 @@ ANY_MODEL: dict[str, Variant] = {
     "n200": Variant({"max_length": 200}),
     "exclude_seen": Variant({"exclude_seen": True}),
     "last_position": Variant(training={"targets_per_window": 1}),
+    "epochs_1": Variant(training={"epochs": 1}),  # with one target a window, seven times the updates of five
     "epochs_18": Variant(training={"epochs": 18}),  # the wall time of ten epochs of T2Diff, for SASRec
     "epochs_40": Variant(training={"epochs": 40}),
     "epochs_160": Variant(training={"epochs": 160}),  # for BERT4Rec, whose published best epoch is the 197th
