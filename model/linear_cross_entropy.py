@@ -39,17 +39,21 @@ def linear_cross_entropy(
     user_embedding: (P, D) or (P, R, D)   item_embeddings: (M, D)   target: (P,) rows of item_embeddings
     seen: of each user what the softmax leaves out, unless it is the target   -> scalar
     """
-    routes = user_embedding if user_embedding.ndim == 3 else user_embedding[:, None]  # (P, R, D)
     if user_embedding.device.type != "cpu":
-        return plain_cross_entropy(routes, item_embeddings, target, seen)
+        return plain_cross_entropy(user_embedding, item_embeddings, target, seen)
+    routes = user_embedding if user_embedding.ndim == 3 else user_embedding[:, None]  # (P, R, D)
     loss: torch.Tensor = _LinearCrossEntropy.apply(routes, item_embeddings, target, seen)
     return loss
 
 
 def plain_cross_entropy(
-    routes: torch.Tensor, item_embeddings: torch.Tensor, target: torch.Tensor, seen: SeenPairs | None
+    user_embedding: torch.Tensor,
+    item_embeddings: torch.Tensor,
+    target: torch.Tensor,
+    seen: SeenPairs | None = None,
 ) -> torch.Tensor:
-    """The same with all the scores at once.   routes: (P, R, D)"""
+    """`linear_cross_entropy` with all the scores at once."""
+    routes = user_embedding if user_embedding.ndim == 3 else user_embedding[:, None]  # (P, R, D)
     scores = (routes @ item_embeddings.T).amax(dim=1)  # (P, M)
     if seen is not None:
         row, item = seen

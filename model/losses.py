@@ -61,11 +61,11 @@ def sampled_tower_loss(
     routes = user_embedding if user_embedding.ndim == 3 else user_embedding[:, None]  # (P, R, D)
     positive = (routes @ item_embeddings[target][:, :, None]).amax(dim=1)  # (P, 1)
     scores = (routes @ item_embeddings[negative].T).amax(dim=1) - log_expected_count  # (P, Q)
-    left_out = negative[None, :] == target[:, None]  # (P, Q)
+    excluded = negative[None, :] == target[:, None]  # (P, Q)
     if seen is not None:
         is_seen = torch.zeros(len(target), len(item_embeddings), dtype=torch.bool, device=scores.device)
-        left_out |= is_seen.index_put(seen, torch.ones_like(seen[0], dtype=torch.bool))[:, negative]
-    scores = scores.masked_fill(left_out, float("-inf"))
+        excluded |= is_seen.index_put(seen, torch.ones_like(seen[0], dtype=torch.bool))[:, negative]
+    scores = scores.masked_fill(excluded, float("-inf"))
     logits = torch.cat([positive, scores], dim=1)  # (P, 1 + Q)
     return mean_of_whole(F.cross_entropy(logits, torch.zeros_like(target)), len(target))
 

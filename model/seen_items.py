@@ -1,8 +1,8 @@
-"""What each position of a window has behind it, for a softmax that leaves it out.
+"""What each position of a window has behind it, for a training softmax that leaves it out (`exclude_seen`).
 
-A service that never offers a user what he has seen asks a model to tell the unseen items apart. Trained with
-the seen ones among the wrong answers, it also learns to push them down, which an inner product can do only
-together with their neighbours.
+A service that offers nobody what they have seen asks a model only to tell unseen items apart. With the
+seen ones among the wrong answers it also learns to push them down, at the cost of that (PAPER.md,
+*Recipes tried*).
 """
 
 from __future__ import annotations

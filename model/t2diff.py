@@ -122,7 +122,7 @@ class T2Diff(TwoTower):
         )
         user = user.unflatten(1, (self.num_routes, -1)).transpose(1, 2)  # (B, N, R, D)
         target = batch.target[supervised] - 1
-        return self._softmax_loss(user[supervised], target, self._left_out(batch)) + generator_loss
+        return self._softmax_loss(user[supervised], target, self._excluded(batch)) + generator_loss
 
     def observe_item_counts(self, counts: torch.Tensor) -> None:
         """Negatives are drawn in proportion to count^0.75, the usual middle between uniform and popular."""
@@ -264,11 +264,11 @@ class T2Diff(TwoTower):
         user = self.intent_scale * predicted_next.transpose(1, 2)[supervised]  # (P, R, D)
         target = batch.target[supervised] - 1
         return self._softmax_loss(
-            user, target, self._left_out(batch), lambda items: self.norm_item(items.detach())
+            user, target, self._excluded(batch), lambda items: self.norm_item(items.detach())
         )
 
-    def _left_out(self, batch: SequenceBatch) -> SeenPairs | None:
-        """What the softmax leaves out for each position that has a target."""
+    def _excluded(self, batch: SequenceBatch) -> SeenPairs | None:
+        """What the softmax leaves out for each position that has a target, if anything."""
         assert batch.target is not None
         return seen_pairs(batch.item_index, batch.target != 0) if self.config.exclude_seen else None
 
@@ -312,7 +312,7 @@ class T2Diff(TwoTower):
         """Over all items, or sampled ones.
 
         user: (P, R, D)   target: (P,) rows of item_embeddings   embed: their embeddings' (K, D)
-        seen: of each user the rows that are left out   -> scalar
+        seen: of each user the rows that are excluded   -> scalar
         """
         if self.num_items <= self.config.max_full_softmax_items:
             return tower_loss(user, embed(self.item_embeddings()), target, seen)

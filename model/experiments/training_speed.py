@@ -27,7 +27,6 @@ from model.data.windows import TrainingWindows
 from model.dropout import Dropout
 from model.linear_cross_entropy import plain_cross_entropy
 from model.registry import build_model
-from model.seen_items import SeenPairs
 from model.small_embedding import SmallEmbedding
 from model.two_tower import TwoTower
 
@@ -87,7 +86,7 @@ def _stepper(model: TwoTower, batches: Iterator[SequenceBatch], *, fused: bool) 
         if fused:
             loss = model.training_loss(batch)
         else:
-            with patch("model.losses.linear_cross_entropy", _all_at_once):
+            with patch("model.losses.linear_cross_entropy", plain_cross_entropy):
                 loss = model.training_loss(batch)
         optimizer.zero_grad()
         loss.backward()
@@ -97,12 +96,6 @@ def _stepper(model: TwoTower, batches: Iterator[SequenceBatch], *, fused: bool) 
         return int((batch.target != PADDING_INDEX).sum())
 
     return step
-
-
-def _all_at_once(
-    user: torch.Tensor, items: torch.Tensor, target: torch.Tensor, seen: SeenPairs | None
-) -> torch.Tensor:
-    return plain_cross_entropy(user if user.ndim == 3 else user[:, None], items, target, seen)
 
 
 def _trainer_batches(windows: TrainingWindows, batch_size: int, seed: int) -> Iterator[SequenceBatch]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,13 +107,13 @@ def test_a_seen_item_counts_for_nothing_unless_it_is_the_target(
 ) -> None:
     """The towers read normed embeddings, so a longer row of the table changes that item's score alone."""
 
-    def loss(*, leave_out: bool, target: int, longer: int | None = None) -> float:
+    def loss(*, exclude: bool, target: int, longer: int | None = None) -> float:
         settings = SASREC if model_name == "sasrec" else {**TINY, **T2DIFF}
         if model_name.endswith("intent_loss"):
             settings = {**settings, "intent_loss_weight": 0.5}
         torch.manual_seed(0)
         model: TwoTower = build_model(
-            model_name.split("_")[0], {**settings, **sampled, "exclude_seen": leave_out}, 12
+            model_name.split("_")[0], {**settings, **sampled, "exclude_seen": exclude}, 12
         )
         with torch.no_grad():
             table = next(p for name, p in model.named_parameters() if "item_table" in name)
@@ -122,14 +123,14 @@ def test_a_seen_item_counts_for_nothing_unless_it_is_the_target(
         torch.manual_seed(1)
         return float(model.eval().training_loss(_asked_at_the_end([4, 9, 2, 9], target)).detach())
 
-    assert loss(leave_out=True, target=7) == pytest.approx(
-        loss(leave_out=True, target=7, longer=9),
+    assert loss(exclude=True, target=7) == pytest.approx(
+        loss(exclude=True, target=7, longer=9),
         abs=1e-4,  # of LayerNorm
     )
-    assert abs(loss(leave_out=False, target=7) - loss(leave_out=False, target=7, longer=9)) > 1e-3
-    assert abs(loss(leave_out=True, target=9) - loss(leave_out=True, target=9, longer=9)) > 1e-3
-    unseen = [loss(leave_out=True, target=7, longer=item) for item in (1, 3, 5, 6, 8)]
-    assert max(unseen) > loss(leave_out=True, target=7) + 1e-3
+    assert abs(loss(exclude=False, target=7) - loss(exclude=False, target=7, longer=9)) > 1e-3
+    assert abs(loss(exclude=True, target=9) - loss(exclude=True, target=9, longer=9)) > 1e-3
+    unseen = [loss(exclude=True, target=7, longer=item) for item in (1, 3, 5, 6, 8)]
+    assert max(unseen) > loss(exclude=True, target=7) + 1e-3
 
 
 def _asked_at_the_end(items: list[int], target: int) -> SequenceBatch:
@@ -138,10 +139,4 @@ def _asked_at_the_end(items: list[int], target: int) -> SequenceBatch:
     batch = collate([sequence], max_length=6)
     following = torch.zeros_like(batch.item_index)
     following[0, len(items) - 1] = target
-    return SequenceBatch(
-        item_index=batch.item_index,
-        timestamp=batch.timestamp,
-        length=batch.length,
-        request_time=batch.request_time,
-        target=following,
-    )
+    return replace(batch, target=following)

@@ -120,7 +120,7 @@ def test_settings_are_taken_from_an_earlier_comparison(split: Split, tmp_path: P
 def test_a_setting_younger_than_a_record_leaves_its_runs_found(split: Split, tmp_path: Path) -> None:
     """As `exclude_seen` is: at the value that all had before it, it does not shape the digest."""
     (plain,) = plan(split, tmp_path, "sasrec:tiny")
-    (left_out,) = plan(split, tmp_path, "sasrec:tiny+exclude_seen")
+    (excluding,) = plan(split, tmp_path, "sasrec:tiny+exclude_seen")
     assert plain.model_config["exclude_seen"] is False
     without = {name: value for name, value in plain.model_config.items() if name != "exclude_seen"}
 
@@ -130,5 +130,5 @@ def test_a_setting_younger_than_a_record_leaves_its_runs_found(split: Split, tmp
         ).folder.name
 
     assert planned(plain.model_config) == planned(without) == plain.folder.name
-    assert planned(left_out.model_config) not in (plain.folder.name, planned({**without, "dropout": 0.5}))
+    assert planned(excluding.model_config) not in (plain.folder.name, planned({**without, "dropout": 0.5}))
     assert planned({**without, "dropout": 0.5}) != plain.folder.name
