@@ -115,10 +115,13 @@ class T2Diff(TwoTower):
         assert batch.target is not None
         sequence = self.embed(batch.item_index)
         predicted_next, generator_loss = self._train_generator(batch, sequence.detach())
+        tokens = self.dropout(sequence)
+        if self.config.behaviour_gradient:
+            predicted_next = predicted_next + self._held(tokens - sequence.detach())[:, None]
         supervised = batch.target != 0  # (B, N)
         positions = torch.arange(sequence.shape[1], device=sequence.device).expand_as(batch.item_index)
         user = self.attend(  # R times N positions
-            batch, self.dropout(sequence), predicted_next.flatten(1, 2), positions.repeat(1, self.num_routes)
+            batch, tokens, predicted_next.flatten(1, 2), positions.repeat(1, self.num_routes)
         )
         user = user.unflatten(1, (self.num_routes, -1)).transpose(1, 2)  # (B, N, R, D)
         target = batch.target[supervised] - 1
@@ -256,6 +259,15 @@ class T2Diff(TwoTower):
         if config.intent_loss_weight:
             loss = loss + config.intent_loss_weight * self._intent_loss(predicted_next, batch)
         return predicted_next if config.tower_gradient else predicted_next.detach(), loss
+
+    def _held(self, behaviours: torch.Tensor) -> torch.Tensor:
+        """What x̂ holds of the behaviours themselves (Eq. 18).   (B, N, D) -> (B, N, D)"""
+        config = self.config
+        if config.predicted_next == "last_behaviour":
+            return self.last_scale * behaviours
+        if config.predicted_next == "learned_token" or not config.drift_preparation:
+            return torch.zeros_like(behaviours)
+        return behaviours
 
     def _intent_loss(self, predicted_next: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
         """x̂ as a user embedding of its own: the softmax over items, whose embeddings it does not move."""

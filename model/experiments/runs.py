@@ -36,7 +36,7 @@ MEASURED = "measured-1"
 """The number changes with what is measured: older folders are then measured again, not trained again."""
 
 _NOT_OUTCOME = ("device", "num_threads", "save_every_updates")
-_ADDED_SETTINGS = {"exclude_seen": False}
+_ADDED_SETTINGS = {"exclude_seen": False, "behaviour_gradient": False}
 """Settings younger than the recorded runs, and what those ran with: so set, they are not part of a digest."""
 
 SHARE_OF_TRAINING = 0.9

@@ -47,14 +47,17 @@ ANY_MODEL: dict[str, Variant] = {
 }
 """For every model that has the setting."""
 
+_STOPPED = {"behaviour_gradient": False}
+"""Where x̂ holds no x_n, or as it was before the setting was there: what was run then is found again."""
+
 VARIANTS: dict[str, dict[str, Variant]] = {
     "t2diff": {
         # what the diffusion is worth
-        "learned_token": Variant({"predicted_next": "learned_token"}),  # mixed attention only
+        "learned_token": Variant({"predicted_next": "learned_token", **_STOPPED}),  # mixed attention only
         "last_behaviour": Variant({"predicted_next": "last_behaviour"}),  # no U-Net, the last behaviour
         "regressed": Variant({"predicted_next": "regressed"}),  # the same U-Net without noise
-        "without_drift": Variant({"drift_preparation": False}),
-        "noised_truth": Variant({"predicted_next": "noised_truth"}),  # Algorithm 1's x̂
+        "without_drift": Variant({"drift_preparation": False, **_STOPPED}),
+        "noised_truth": Variant({"predicted_next": "noised_truth", **_STOPPED}),  # Algorithm 1's x̂
         "literal": Variant(
             {
                 "predicted_next": "noised_truth",
@@ -63,6 +66,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
                 "history_attention": "activation_unit",
                 "drift_scale": 1.0,
                 "time_lag": False,
+                **_STOPPED,
             },
             {"targets_per_window": 1},
         ),
@@ -82,7 +86,10 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "session_20": Variant({"session_length": 20}),
         # ideas beyond the paper
         "intent_loss": Variant({"intent_loss_weight": 0.5}),
-        "detached": Variant({"tower_gradient": False, "num_training_steps": 1}),  # the U-Net for L_KL alone
+        "stopped": Variant(_STOPPED),  # L_TOWER does not reach x_n within x̂
+        "detached": Variant(  # the paper's stop-gradient in full: the U-Net for L_KL alone
+            {"tower_gradient": False, "num_training_steps": 1, **_STOPPED}
+        ),
         "wide_unet": Variant({"unet_channels": (64, 96, 96)}),
         "routes_4": Variant({"num_routes": 4}),
         "routes_8": Variant({"num_routes": 8}),

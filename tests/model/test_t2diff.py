@@ -145,6 +145,62 @@ def test_where_gradients_of_diffusion_and_tower_meet(tower_gradient: bool) -> No
     assert any(bool((with_kl[name] != 0).any()) for name in with_kl if name.startswith("unet"))
 
 
+def test_the_tower_loss_reaches_the_items_through_the_last_behaviour() -> None:
+    """Without a U-Net nothing is left out of the gradient: it is the loss's slope along any direction."""
+    batch = _with_targets(collate(_sequences([6, 3]), max_length=6))
+
+    def slope_and_gradient(behaviour_gradient: bool) -> tuple[float, float]:
+        model = _model(predicted_next="last_behaviour", behaviour_gradient=behaviour_gradient)
+        weight = model.item_table.weight
+        torch.nn.init.normal_(weight)
+        direction = torch.randn(weight.shape)
+        model.training_loss(batch).backward()
+        assert weight.grad is not None
+        along = float((weight.grad * direction).sum())
+        losses = []
+        for step in (1e-3, -2e-3):
+            with torch.no_grad():
+                weight += step * direction
+            losses.append(float(model.training_loss(batch).detach()))
+        return (losses[0] - losses[1]) / 2e-3, along
+
+    slope, along = slope_and_gradient(True)
+    assert along == pytest.approx(slope, rel=0.02)
+    slope, along = slope_and_gradient(False)
+    assert along != pytest.approx(slope, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "holds_behaviour"),
+    [
+        ({}, True),
+        ({"num_routes": 2}, True),
+        ({"predicted_next": "regressed"}, True),
+        ({"predicted_next": "last_behaviour"}, True),
+        ({"predicted_next": "learned_token"}, False),
+        ({"drift_preparation": False}, False),
+    ],
+    ids=str,
+)
+def test_the_last_behaviour_within_the_intent_is_the_token_that_the_tower_reads(
+    settings: dict[str, Any], holds_behaviour: bool
+) -> None:
+    """With its gradient and under the same dropout; the drift and its condition are of whole behaviours."""
+    batch = _with_targets(collate(_sequences([6, 3]), max_length=6))
+    handed = []
+    for behaviour_gradient in (False, True):
+        model = _model(**settings, dropout=0.5, behaviour_gradient=behaviour_gradient)
+        model.attention.register_forward_pre_hook(lambda _, given: handed.append(given[:2]))
+        torch.manual_seed(3)
+        model.training_loss(batch)
+    (tokens, stopped), (same_tokens, intent) = handed
+    assert torch.equal(tokens, same_tokens)
+    whole = model.embed(batch.item_index)
+    assert not torch.allclose(tokens, whole)
+    change = (tokens - whole).repeat(1, model.num_routes, 1) if holds_behaviour else torch.zeros(())
+    assert torch.allclose(intent, stopped + change, atol=1e-6)
+
+
 def test_training_on_generated_intent_never_sees_the_target() -> None:
     """The default x̂ must not change when only the targets do; Algorithm 1's x̂ does."""
 
