@@ -111,7 +111,7 @@ class T2Diff(TwoTower):
         return self.item_table.weight[1:]
 
     def training_loss(self, batch: SequenceBatch) -> torch.Tensor:
-        """L_TOTAL = L_TOWER + λ·L_KL (Eq. 25); where they meet, `tower_gradient` says."""
+        """L_TOTAL = L_TOWER + λ·L_KL (Eq. 25); L_TOWER reaches x̂ as the two `_gradient` settings say."""
         assert batch.target is not None
         sequence = self.embed(batch.item_index)
         predicted_next, generator_loss = self._train_generator(batch, sequence.detach())

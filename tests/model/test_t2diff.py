@@ -153,6 +153,7 @@ def test_the_tower_loss_reaches_the_items_through_the_last_behaviour() -> None:
         model = _model(predicted_next="last_behaviour", behaviour_gradient=behaviour_gradient)
         weight = model.item_table.weight
         torch.nn.init.normal_(weight)
+        torch.nn.init.normal_(model.last_scale)
         direction = torch.randn(weight.shape)
         model.training_loss(batch).backward()
         assert weight.grad is not None
