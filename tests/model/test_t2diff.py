@@ -177,29 +177,35 @@ def test_the_tower_loss_reaches_the_items_through_the_last_behaviour() -> None:
         ({}, True),
         ({"num_routes": 2}, True),
         ({"predicted_next": "regressed"}, True),
-        ({"predicted_next": "last_behaviour"}, True),
         ({"predicted_next": "learned_token"}, False),
         ({"drift_preparation": False}, False),
     ],
     ids=str,
 )
-def test_the_last_behaviour_within_the_intent_is_the_token_that_the_tower_reads(
+def test_the_intent_has_a_gradient_where_it_holds_the_last_behaviour(
     settings: dict[str, Any], holds_behaviour: bool
 ) -> None:
-    """With its gradient and under the same dropout; the drift and its condition are of whole behaviours."""
+    """Its value is the same with and without; through the drift no gradient reaches the items."""
     batch = _with_targets(collate(_sequences([6, 3]), max_length=6))
-    handed = []
+    direction = torch.randn(2, 6, 8)
+    intents, gradients = [], []
     for behaviour_gradient in (False, True):
         model = _model(**settings, dropout=0.5, behaviour_gradient=behaviour_gradient)
-        model.attention.register_forward_pre_hook(lambda _, given: handed.append(given[:2]))
+        torch.nn.init.normal_(model.item_table.weight)
+        model.attention.register_forward_pre_hook(lambda _, given: intents.append(given[1]))
         torch.manual_seed(3)
         model.training_loss(batch)
-    (tokens, stopped), (same_tokens, intent) = handed
-    assert torch.equal(tokens, same_tokens)
-    whole = model.embed(batch.item_index)
-    assert not torch.allclose(tokens, whole)
-    change = (tokens - whole).repeat(1, model.num_routes, 1) if holds_behaviour else torch.zeros(())
-    assert torch.allclose(intent, stopped + change, atol=1e-6)
+        weight = model.item_table.weight
+        towards = (intents[-1] * direction.repeat(1, model.num_routes, 1)).sum()
+        (gradient,) = torch.autograd.grad(towards + 0 * weight.sum(), weight)
+        gradients.append(gradient)
+    assert torch.equal(intents[0], intents[1])
+    assert not gradients[0].any()
+    if holds_behaviour:
+        held = model.num_routes * (model.embed(batch.item_index) * direction).sum()
+        assert torch.allclose(gradients[1], torch.autograd.grad(held, weight)[0], atol=1e-6)
+    else:
+        assert not gradients[1].any()
 
 
 def test_training_on_generated_intent_never_sees_the_target() -> None:
