@@ -115,12 +115,13 @@ class T2Diff(TwoTower):
         assert batch.target is not None
         sequence = self.embed(batch.item_index)
         predicted_next, generator_loss = self._train_generator(batch, sequence.detach())
-        if self.config.behaviour_gradient:  # adds zero, and a way for the gradient
-            predicted_next = predicted_next + self._held(sequence - sequence.detach())[:, None]
+        tokens = self.dropout(sequence)
+        if self.config.behaviour_gradient:  # its x_n becomes the tokens' own: dropout, gradient
+            predicted_next = predicted_next + self._held(tokens - sequence.detach())[:, None]
         supervised = batch.target != 0  # (B, N)
         positions = torch.arange(sequence.shape[1], device=sequence.device).expand_as(batch.item_index)
         user = self.attend(  # R times N positions
-            batch, self.dropout(sequence), predicted_next.flatten(1, 2), positions.repeat(1, self.num_routes)
+            batch, tokens, predicted_next.flatten(1, 2), positions.repeat(1, self.num_routes)
         )
         user = user.unflatten(1, (self.num_routes, -1)).transpose(1, 2)  # (B, N, R, D)
         target = batch.target[supervised] - 1

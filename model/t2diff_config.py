@@ -38,7 +38,7 @@ class T2DiffConfig:
     kl_weight: float = 1.0  # λ
     intent_loss_weight: float = 0.0  # of the softmax over items that x̂ itself is asked for
     tower_gradient: bool = True  # let L_TOWER train the U-Net through the last of them
-    behaviour_gradient: bool = True  # let it reach x_n, too, within x̂ = x_n + drift
+    behaviour_gradient: bool = True  # let it reach x_n, too, within x̂ = x_n + drift, under dropout
     unet_channels: tuple[int, int, int] = (32, 48, 48)
     unet_step_channels: int = 32
     unet_padding: Padding = "causal"

@@ -182,29 +182,35 @@ def test_the_tower_loss_reaches_the_items_through_the_last_behaviour() -> None:
     ],
     ids=str,
 )
-def test_the_intent_has_a_gradient_where_it_holds_the_last_behaviour(
+def test_the_intent_holds_the_last_behaviour_as_the_tokens_do(
     settings: dict[str, Any], holds_behaviour: bool
 ) -> None:
-    """Its value is the same with and without; through the drift no gradient reaches the items."""
+    """Under their dropout and with their gradient; through the drift no gradient reaches the items."""
     batch = _with_targets(collate(_sequences([6, 3]), max_length=6))
     direction = torch.randn(2, 6, 8)
-    intents, gradients = [], []
+    given, gradients = [], []
     for behaviour_gradient in (False, True):
         model = _model(**settings, dropout=0.5, behaviour_gradient=behaviour_gradient)
-        torch.nn.init.normal_(model.item_table.weight)
-        model.attention.register_forward_pre_hook(lambda _, given: intents.append(given[1]))
+        weight = model.item_table.weight
+        torch.nn.init.normal_(weight)
+        hook = model.attention.register_forward_pre_hook(lambda _, arguments: given.append(arguments[:2]))
         torch.manual_seed(3)
         model.training_loss(batch)
-        weight = model.item_table.weight
-        towards = (intents[-1] * direction.repeat(1, model.num_routes, 1)).sum()
-        (gradient,) = torch.autograd.grad(towards + 0 * weight.sum(), weight)
+        hook.remove()
+        towards = (given[-1][1] * direction.repeat(1, model.num_routes, 1)).sum()
+        (gradient,) = torch.autograd.grad(towards + 0 * weight.sum(), weight, retain_graph=True)
         gradients.append(gradient)
-    assert torch.equal(intents[0], intents[1])
+    tokens, intents = zip(*given, strict=True)
+    assert torch.equal(tokens[0], tokens[1])
+    dropped = (tokens[1] - model.embed(batch.item_index)).repeat(1, model.num_routes, 1)
+    assert dropped.any()
     assert not gradients[0].any()
     if holds_behaviour:
-        held = model.num_routes * (model.embed(batch.item_index) * direction).sum()
-        assert torch.allclose(gradients[1], torch.autograd.grad(held, weight)[0], atol=1e-6)
+        assert torch.allclose(intents[1], intents[0] + dropped, atol=1e-5)
+        held = model.num_routes * (tokens[1] * direction).sum()
+        assert torch.allclose(gradients[1], torch.autograd.grad(held, weight)[0], atol=1e-5)
     else:
+        assert torch.equal(intents[0], intents[1])
         assert not gradients[1].any()
 
 
