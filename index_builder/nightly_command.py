@@ -83,7 +83,9 @@ def nightly(
     targets_per_window: Annotated[
         int | None, typer.Option(help="Supervised positions at a window's end; left out: all.")
     ] = None,
-    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better Recall@20.")] = 3,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many epochs without a better Recall@20, if it is above chance.")
+    ] = 3,
     validation_users: Annotated[int, typer.Option(help="Users asked after each epoch.")] = 2_000,
     save_every: Annotated[
         int, typer.Option(help="Updates between two saves that a kill goes back to.")

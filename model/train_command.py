@@ -55,7 +55,9 @@ def train_command(
         int | None,
         typer.Option(help="Supervised positions at a window's end; left out: all (dense), 1: the paper's."),
     ] = None,
-    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better Recall@20.")] = 3,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many epochs without a better Recall@20, if it is above chance.")
+    ] = 3,
     validation_users: Annotated[int, typer.Option(help="Users asked after each epoch.")] = 2_000,
     seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
     shard_items: Annotated[

@@ -175,8 +175,16 @@ class _Run:
 
     def _done(self) -> bool:
         waited = self.state.epoch - self.state.best_epoch
-        exhausted = self.state.epoch > 0 and waited >= self.settings.patience
+        exhausted = self.state.epoch > 0 and waited >= self.settings.patience and self._has_begun_to_learn()
         return self.state.epoch >= self.settings.epochs or exhausted or self.state.finished
+
+    def _has_begun_to_learn(self) -> bool:
+        """Below several times chance one epoch's Recall tells nothing of the next one's.
+
+        Where items are many and seldom seen, the first epochs stay there before it rises.
+        """
+        chance = 20 / len(self.split.train.item_ids)
+        return self.state.best_recall_at_20 > min(5 * chance, 0.02)
 
     def _epoch(
         self, writer: Any, on_progress: Callable[[Progress], None] | None, recall: float | None

@@ -16,7 +16,7 @@ class TrainingSettings:
     weight_decay: float = 0.0
     warmup_updates: int = 100
     max_gradient_norm: float = 1.0
-    patience: int = 3  # validations without a better Recall@20 before stopping
+    patience: int = 3  # validations without a better Recall@20 before stopping, once it is above chance
     validation_users: int = 2_000
     save_every_updates: int = 200
     seed: int = 0

@@ -41,7 +41,8 @@ ANY_MODEL: dict[str, Variant] = {
     "exclude_seen": Variant({"exclude_seen": True}),
     "last_position": Variant(training={"targets_per_window": 1}),
     "epochs_1": Variant(training={"epochs": 1}),  # with one target a window, seven times the updates of five
-    "epochs_18": Variant(training={"epochs": 18}),  # the wall time of ten epochs of T2Diff, for SASRec
+    "epochs_18": Variant(training={"epochs": 18}),  # the time of ten epochs of `t2diff:stopped`, for SASRec
+    "epochs_21": Variant(training={"epochs": 21}),  # the time of ten epochs of T2Diff, for SASRec
     "epochs_40": Variant(training={"epochs": 40}),
     "epochs_160": Variant(training={"epochs": 160}),  # for BERT4Rec, whose published best epoch is the 197th
 }

@@ -19,7 +19,7 @@ from model.evaluation import metrics_of_ranks, rank_targets
 from model.training import Progress, train
 from model.training_settings import TrainingSettings, learning_rate_at
 from tests import forked
-from tests.model.conftest import TINY
+from tests.model.conftest import TINY, make_log
 
 SETTINGS = TrainingSettings(
     epochs=3, batch_size=4, learning_rate=1e-2, save_every_updates=3, warmup_updates=2
@@ -125,6 +125,16 @@ def test_early_stopping_waits_for_patience(cyclic_log: Interactions, tmp_path: P
     state = json.loads((tmp_path / "run" / "state" / "run.json").read_text())["state"]
     assert state["best_epoch"] <= state["epoch"] - 2 < 40
     assert state["finished"]
+
+
+def test_a_run_still_at_chance_is_not_stopped_early(tmp_path: Path) -> None:
+    """Of 6,000 items nothing is learned without steps: patience would have ended it after two epochs."""
+    walks = [[(500 * user + step) % 6_000 + 1 for step in range(5)] for user in range(12)]
+    settings = TrainingSettings(epochs=5, batch_size=4, learning_rate=0.0, patience=1)
+    _train(make_log(walks, num_items=6_000), tmp_path / "run", settings=settings)
+    state = json.loads((tmp_path / "run" / "state" / "run.json").read_text())["state"]
+    assert state["best_recall_at_20"] <= 100 / 6_000, "no longer a run at chance"
+    assert state["epoch"] == 5
 
 
 def test_two_runs_with_one_seed_agree_and_another_seed_differs(
